@@ -1,0 +1,49 @@
+// Output states and the sets that remember them. docs/arithmetic.md section 4.
+#pragma once
+
+#include "core/platform.h"
+
+namespace compdx {
+inline namespace COMPDX_ISA_NAMESPACE {
+
+// Finaliser of SplitMix64.
+COMPDX_HD uint64_t mix64(uint64_t z) {
+    z ^= z >> 30;
+    z *= 0xbf58476d1ce4e5b9ull;
+    z ^= z >> 27;
+    z *= 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+
+// Contribution of one probability to the hash of a state. A sum of these does not depend on the order of the classes' evaluation.
+COMPDX_HD uint64_t state_term(int model, int k, uint32_t q15, uint32_t grid) {
+    const uint64_t cell = (static_cast<uint64_t>(q15) * grid + (1u << 14)) >> 15;
+    if (cell == 0) return 0;
+    return mix64((static_cast<uint64_t>(model) << 63) ^ (static_cast<uint64_t>(k) << 32) ^ cell);
+}
+
+COMPDX_HD uint32_t state_tag(uint64_t hash) {
+    const uint32_t tag = static_cast<uint32_t>(hash ^ (hash >> 32));
+    return tag == 0 ? 1 : tag;
+}
+
+// Enters a tag into a chain's private table (capacity a power of two, 0 = empty). Returns whether it was new. `stored` counts the
+// tags that were new; from half full on, a new tag takes its first place, so the table never fills up and old states are forgotten.
+COMPDX_HD bool enter_tag(uint32_t* table, uint32_t capacity, uint32_t stored, uint32_t tag) {
+    const uint32_t mask = capacity - 1;
+    uint32_t place = tag & mask;
+    for (uint32_t probes = 0; probes < capacity && table[place] != 0; ++probes) {
+        if (table[place] == tag) return false;
+        place = (place + 1) & mask;
+    }
+    table[stored >= capacity / 2 ? tag & mask : place] = tag;
+    return true;
+}
+
+COMPDX_HD uint64_t squared_difference(uint16_t a, uint16_t b) {
+    const int32_t d = static_cast<int32_t>(a) - static_cast<int32_t>(b);
+    return static_cast<uint64_t>(static_cast<int64_t>(d) * d);
+}
+
+}  // namespace COMPDX_ISA_NAMESPACE
+}  // namespace compdx

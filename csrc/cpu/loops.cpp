@@ -1,0 +1,487 @@
+// Compiled once for each instruction set (COMPDX_ISA_NAMESPACE says which). The arithmetic is core's; here are loops over arrays that
+// compilers turn into SIMD, and the two places where they need help: Philox and the table of the normal law.
+//
+// No standard containers or algorithms: their inline functions would be shared between the copies of this file.
+#include "cpu/loops.h"
+
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12's own AVX-512 headers trip this warning (their "undefined" vectors are initialised with themselves).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+#include <cstring>
+#include <type_traits>
+
+#include "core/coverage.h"
+#include "core/median.h"
+#include "core/noise.h"
+#include "core/softmax.h"
+#include "core/stencil.h"
+
+#if defined(__AVX512BW__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace compdx {
+namespace COMPDX_ISA_NAMESPACE {
+namespace {
+
+#if defined(__AVX512BW__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+typedef uint8_t Bytes __attribute__((vector_size(kVectorBytes)));
+
+// ---- random bits ----------------------------------------------------------------------------------------------------------------
+
+constexpr int kChunkBlocks = 64;
+constexpr int kChunkPixels = kChunkBlocks * 8;
+
+[[maybe_unused]] void store_block(const Words& words, uint16_t* out) {
+    for (int i = 0; i < 4; ++i) {
+        out[2 * i] = static_cast<uint16_t>(words.w[i]);
+        out[2 * i + 1] = static_cast<uint16_t>(words.w[i] >> 16);
+    }
+}
+
+#if defined(__AVX512BW__)
+// Eight blocks at a time, one in each 64-bit lane. vpmuludq reads only the lower half of a lane, so what the xors leave in the upper
+// half needs no clearing between rounds.
+void eight_blocks(const Stream& stream, uint32_t block, uint16_t* out) {
+    const Words start = stream.counter(Purpose::pixels, 0);
+    // In this order of lanes the unpacks below bring the blocks into the order of memory.
+    __m512i c0 = _mm512_add_epi64(_mm512_set1_epi64(block), _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7));
+    __m512i c1 = _mm512_set1_epi64(start.w[1]);
+    __m512i c2 = _mm512_set1_epi64(start.w[2]);
+    __m512i c3 = _mm512_set1_epi64(start.w[3]);
+    const __m512i m0 = _mm512_set1_epi64(kPhiloxM0);
+    const __m512i m1 = _mm512_set1_epi64(kPhiloxM1);
+    uint32_t k0 = stream.key0();
+    uint32_t k1 = stream.key1();
+    for (int round = 0; round < kPhiloxRounds; ++round) {
+        const __m512i p0 = _mm512_mul_epu32(c0, m0);
+        const __m512i p1 = _mm512_mul_epu32(c2, m1);
+        c0 = _mm512_xor_si512(_mm512_xor_si512(_mm512_srli_epi64(p1, 32), c1), _mm512_set1_epi64(k0));
+        c2 = _mm512_xor_si512(_mm512_xor_si512(_mm512_srli_epi64(p0, 32), c3), _mm512_set1_epi64(k1));
+        c1 = p1;
+        c3 = p0;
+        k0 += kPhiloxW0;
+        k1 += kPhiloxW1;
+    }
+    const __m512i low = _mm512_set1_epi64(0xffffffff);
+    const __m512i a = _mm512_or_si512(_mm512_and_si512(c0, low), _mm512_slli_epi64(c1, 32));
+    const __m512i b = _mm512_or_si512(_mm512_and_si512(c2, low), _mm512_slli_epi64(c3, 32));
+    _mm512_storeu_si512(out, _mm512_unpacklo_epi64(a, b));
+    _mm512_storeu_si512(out + 32, _mm512_unpackhi_epi64(a, b));
+}
+constexpr int kGroup = 8;
+#elif defined(__AVX2__)
+void four_blocks(const Stream& stream, uint32_t block, uint16_t* out) {
+    const Words start = stream.counter(Purpose::pixels, 0);
+    __m256i c0 = _mm256_add_epi64(_mm256_set1_epi64x(block), _mm256_setr_epi64x(0, 2, 1, 3));
+    __m256i c1 = _mm256_set1_epi64x(start.w[1]);
+    __m256i c2 = _mm256_set1_epi64x(start.w[2]);
+    __m256i c3 = _mm256_set1_epi64x(start.w[3]);
+    const __m256i m0 = _mm256_set1_epi64x(kPhiloxM0);
+    const __m256i m1 = _mm256_set1_epi64x(kPhiloxM1);
+    uint32_t k0 = stream.key0();
+    uint32_t k1 = stream.key1();
+    for (int round = 0; round < kPhiloxRounds; ++round) {
+        const __m256i p0 = _mm256_mul_epu32(c0, m0);
+        const __m256i p1 = _mm256_mul_epu32(c2, m1);
+        c0 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), c1), _mm256_set1_epi64x(k0));
+        c2 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p0, 32), c3), _mm256_set1_epi64x(k1));
+        c1 = p1;
+        c3 = p0;
+        k0 += kPhiloxW0;
+        k1 += kPhiloxW1;
+    }
+    const __m256i low = _mm256_set1_epi64x(0xffffffff);
+    const __m256i a = _mm256_or_si256(_mm256_and_si256(c0, low), _mm256_slli_epi64(c1, 32));
+    const __m256i b = _mm256_or_si256(_mm256_and_si256(c2, low), _mm256_slli_epi64(c3, 32));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_unpacklo_epi64(a, b));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 16), _mm256_unpackhi_epi64(a, b));
+}
+constexpr int kGroup = 4;
+#else
+constexpr int kGroup = 1;
+#endif
+
+// The bits of the pixels of `blocks` blocks from `block` on; out has room for kChunkPixels.
+void fill_pixel_bits(const Stream& stream, uint32_t block, int blocks, uint16_t* out) {
+    for (int i = 0; i < blocks; i += kGroup) {
+#if defined(__AVX512BW__)
+        eight_blocks(stream, block + i, out + 8 * i);
+#elif defined(__AVX2__)
+        four_blocks(stream, block + i, out + 8 * i);
+#else
+        store_block(stream.words(Purpose::pixels, block + i), out + 8 * i);
+#endif
+    }
+}
+
+// ---- point operators --------------------------------------------------------------------------------------------------------------
+
+#if defined(__AVX512BW__)
+// normal_q12 of 32 pixels: both tables fit into four registers.
+void fill_normals(const uint16_t* bits, int16_t* normals, int count) {
+    const __m512i base0 = _mm512_loadu_si512(normal_base());
+    const __m512i base1 = _mm512_loadu_si512(normal_base() + 32);
+    const __m512i base2 = _mm512_loadu_si512(normal_base() + 64);
+    const __m512i base3 = _mm512_loadu_si512(normal_base() + 96);
+    const __m512i rise0 = _mm512_loadu_si512(normal_rise());
+    const __m512i rise1 = _mm512_loadu_si512(normal_rise() + 32);
+    const __m512i rise2 = _mm512_loadu_si512(normal_rise() + 64);
+    const __m512i rise3 = _mm512_loadu_si512(normal_rise() + 96);
+    const __m512i low9 = _mm512_set1_epi16(511);
+    for (int i = 0; i < count; i += 32) {
+        const __m512i r = _mm512_loadu_si512(bits + i);
+        const __m512i u = _mm512_and_si512(r, _mm512_set1_epi16(0x7fff));
+        const __mmask32 tail = _mm512_cmpge_epu16_mask(u, _mm512_set1_epi16(32256));
+        const __m512i within = _mm512_and_si512(u, low9);
+        const __m512i body_segment = _mm512_srli_epi16(u, 9);
+        const __m512i tail_segment = _mm512_srli_epi16(within, 3);
+        const __m512i body_base = _mm512_permutex2var_epi16(base0, body_segment, base1);
+        const __m512i body_rise = _mm512_permutex2var_epi16(rise0, body_segment, rise1);
+        const __m512i tail_base = _mm512_permutex2var_epi16(base2, tail_segment, base3);
+        const __m512i tail_rise = _mm512_permutex2var_epi16(rise2, tail_segment, rise3);
+        const __m512i fraction =
+            _mm512_mask_slli_epi16(_mm512_slli_epi16(within, 7), tail, _mm512_and_si512(u, _mm512_set1_epi16(7)), 13);
+        const __m512i base = _mm512_mask_blend_epi16(tail, body_base, tail_base);
+        const __m512i rise = _mm512_mask_blend_epi16(tail, body_rise, tail_rise);
+        const __m512i z = _mm512_add_epi16(base, _mm512_mulhi_epu16(rise, fraction));
+        const __mmask32 negative = _mm512_movepi16_mask(r);
+        _mm512_storeu_si512(normals + i, _mm512_mask_sub_epi16(z, negative, _mm512_setzero_si512(), z));
+    }
+}
+#else
+void fill_normals(const uint16_t* bits, int16_t* normals, int count) {
+    for (int i = 0; i < count; ++i) normals[i] = static_cast<int16_t>(normal_q12(bits[i]));
+}
+#endif
+
+template <class Body>
+void for_each_chunk(const MutateTask& task, Body&& body) {
+    alignas(64) uint16_t bits[kChunkPixels];
+    const int32_t pixels = task.shape.size();
+    for (int32_t first = 0; first < pixels; first += kChunkPixels) {
+        const int32_t count = pixels - first < kChunkPixels ? pixels - first : kChunkPixels;
+        fill_pixel_bits(task.stream, static_cast<uint32_t>(first) >> 3, (count + 7) / 8, bits);
+        body(bits, task.parent + first, task.mutant + first, count);
+    }
+}
+
+template <Overflow overflow>
+void mutate_additive(const MutateTask& task) {
+    for_each_chunk(task, [](const uint16_t* __restrict bits, const uint8_t* __restrict in, uint8_t* __restrict out, int count) {
+        for (int i = 0; i < count; ++i) out[i] = additive<overflow>(in[i], bits[i]);
+    });
+}
+
+template <Overflow overflow>
+void mutate_multiplicative(const MutateTask& task) {
+    const int32_t mean = task.draw.mean;
+    const int32_t sigma = task.draw.sigma;
+    for_each_chunk(task, [=](const uint16_t* __restrict bits, const uint8_t* __restrict in, uint8_t* __restrict out, int count) {
+        alignas(64) int16_t normals[kChunkPixels];
+        fill_normals(bits, normals, count);
+        for (int i = 0; i < count; ++i) out[i] = multiplicative<overflow>(in[i], normals[i], mean, sigma);
+    });
+}
+
+void copy_image(const MutateTask& task) { std::memcpy(task.mutant, task.parent, task.shape.size()); }
+
+void mutate_salt_pepper(const MutateTask& task) {
+    copy_image(task);
+    const uint32_t pixels = static_cast<uint32_t>(task.shape.size());
+    const uint32_t specks = static_cast<uint32_t>(task.draw.size);
+    for (uint32_t block = 0; 4 * block < 2 * specks; ++block) {
+        const Words words = task.stream.words(Purpose::positions, block);
+        for (uint32_t i = 4 * block; i < 4 * block + 4 && i < 2 * specks; ++i) {
+            task.mutant[below(words.w[i & 3u], pixels)] = i < specks ? 255 : 0;
+        }
+    }
+}
+
+void mutate_pixel(const MutateTask& task) {
+    copy_image(task);
+    for (int32_t i = 0; i < task.draw.size; ++i) {
+        const PixelChange change = pixel_change(task.stream, i, task.shape.size());
+        task.mutant[change.position] = change.value;
+    }
+}
+
+// ---- stencils ---------------------------------------------------------------------------------------------------------------------
+
+// A plane with its border around it, so that the loops below run over one flat range without a branch; what they compute in the border
+// columns is thrown away. The arrays have room for a whole vector beyond the last pixel.
+struct Padded {
+    int32_t stride;
+    int32_t flat;       // height * stride: outputs of a flat loop
+    uint8_t* plane;     // [height + 2 * kMaxRadius][stride]
+    uint16_t* sums;     // same extent
+    uint8_t* result;    // [height][stride]
+};
+
+template <int32_t (*border)(int32_t, int32_t)>
+Padded pad_plane(const MutateTask& task, const uint8_t* plane, int radius) {
+    const Shape& shape = task.shape;
+    const int32_t extent = static_cast<int32_t>(padded_extent(shape));
+    const int32_t stride = shape.width + 2 * radius;
+    Padded padded = {stride, shape.height * stride, task.scratch,
+                     reinterpret_cast<uint16_t*>(task.scratch + 2 * static_cast<int64_t>(extent)), task.scratch + extent};
+    for (int32_t y = 0; y < shape.height + 2 * radius; ++y) {
+        const uint8_t* from = plane + border(y - radius, shape.height) * shape.width;
+        uint8_t* to = padded.plane + y * stride;
+        for (int32_t x = 0; x < radius; ++x) {
+            to[x] = from[border(x - radius, shape.width)];
+            to[radius + shape.width + x] = from[border(shape.width + x, shape.width)];
+        }
+        std::memcpy(to + radius, from, shape.width);
+    }
+    return padded;
+}
+
+void unpad(const Padded& padded, const Shape& shape, uint8_t* plane) {
+    for (int32_t y = 0; y < shape.height; ++y) {
+        std::memcpy(plane + y * shape.width, padded.result + y * padded.stride, shape.width);
+    }
+}
+
+template <int size>
+void box_plane(const Padded& padded) {
+    constexpr int extra = size - 1;
+    const int32_t stride = padded.stride;
+    // The padding is size / 2 wide on both sides, so output i averages inputs i - size / 2 ... i - size / 2 + size - 1.
+    const uint8_t* __restrict in = padded.plane;
+    uint16_t* __restrict sums = padded.sums;
+    const int32_t rows_end = padded.flat + extra * stride;
+    for (int32_t i = 0; i < rows_end; ++i) {
+        uint16_t sum = 0;
+        for (int j = 0; j < size; ++j) sum = static_cast<uint16_t>(sum + in[i + j]);
+        sums[i] = sum;
+    }
+    uint8_t* __restrict out = padded.result;
+    for (int32_t i = 0; i < padded.flat; ++i) {
+        uint16_t sum = 0;
+        for (int j = 0; j < size; ++j) sum = static_cast<uint16_t>(sum + sums[i + j * stride]);
+        out[i] = box_mean<size>(sum);
+    }
+}
+
+template <int size>
+void gaussian_plane(const Padded& padded) {
+    const int32_t stride = padded.stride;
+    const uint8_t* __restrict in = padded.plane;
+    uint16_t* __restrict sums = padded.sums;
+    const int32_t rows_end = padded.flat + (size - 1) * stride;
+    for (int32_t i = 0; i < rows_end; ++i) {
+        uint16_t sum = 0;  // at most 255 * 64
+        for (int j = 0; j < size; ++j) sum = static_cast<uint16_t>(sum + gaussian_tap<size>(j) * in[i + j]);
+        sums[i] = sum;
+    }
+    uint8_t* __restrict out = padded.result;
+    for (int32_t i = 0; i < padded.flat; ++i) {
+        // Windows up to 5 stay below 2^16 and may use the narrower lanes.
+        using Sum = std::conditional_t<(size < 7), uint16_t, uint32_t>;
+        Sum sum = 0;
+        for (int j = 0; j < size; ++j) sum = static_cast<Sum>(sum + gaussian_tap<size>(j) * sums[i + j * stride]);
+        out[i] = gaussian_mean<size>(sum);
+    }
+}
+
+template <int size>
+void median_plane(const Padded& padded) {
+    for (int32_t first = 0; first < padded.flat; first += kVectorBytes) {
+        const uint8_t* in = padded.plane + first;
+        const Bytes middle = median<size, Bytes>([in, &padded](int i) {
+            Bytes values;
+            std::memcpy(&values, in + i / size * padded.stride + i % size, sizeof values);
+            return values;
+        });
+        std::memcpy(padded.result + first, &middle, sizeof middle);
+    }
+}
+
+template <int32_t (*border)(int32_t, int32_t), void (*filter)(const Padded&)>
+void mutate_planes(const MutateTask& task, int radius) {
+    for (int32_t c = 0; c < task.shape.channels; ++c) {
+        const int64_t offset = static_cast<int64_t>(c) * task.shape.plane();
+        const Padded padded = pad_plane<border>(task, task.parent + offset, radius);
+        filter(padded);
+        unpad(padded, task.shape, task.mutant + offset);
+    }
+}
+
+void mutate_box(const MutateTask& task) {
+    switch (task.draw.size) {
+        case 2:
+            return mutate_planes<reflect101, box_plane<2>>(task, 1);
+        case 3:
+            return mutate_planes<reflect101, box_plane<3>>(task, 1);
+        case 4:
+            return mutate_planes<reflect101, box_plane<4>>(task, 2);
+        case 5:
+            return mutate_planes<reflect101, box_plane<5>>(task, 2);
+        default:
+            return copy_image(task);
+    }
+}
+
+void mutate_gaussian(const MutateTask& task) {
+    switch (task.draw.size) {
+        case 3:
+            return mutate_planes<reflect101, gaussian_plane<3>>(task, 1);
+        case 5:
+            return mutate_planes<reflect101, gaussian_plane<5>>(task, 2);
+        case 7:
+            return mutate_planes<reflect101, gaussian_plane<7>>(task, 3);
+        default:
+            return copy_image(task);
+    }
+}
+
+void mutate_median(const MutateTask& task) {
+    switch (task.draw.size) {
+        case 3:
+            return mutate_planes<replicate, median_plane<3>>(task, 1);
+        case 5:
+            return mutate_planes<replicate, median_plane<5>>(task, 2);
+        case 7:
+            return mutate_planes<replicate, median_plane<7>>(task, 3);
+        default:
+            return copy_image(task);
+    }
+}
+
+// ---- one mutant -------------------------------------------------------------------------------------------------------------------
+
+void bound_image(const MutateTask& task) {
+    const uint8_t* __restrict origin = task.origin;
+    uint8_t* __restrict mutant = task.mutant;
+    const int32_t pixels = task.shape.size();
+    for (int32_t i = 0; i < pixels; ++i) mutant[i] = bound_pixel(mutant[i], origin[i], task.linf);
+}
+
+void mutate(const MutateTask& task) {
+    const bool wrap = task.overflow == Overflow::wrap;
+    switch (task.draw.op) {
+        case kAdditive:
+            wrap ? mutate_additive<Overflow::wrap>(task) : mutate_additive<Overflow::clip>(task);
+            break;
+        case kSaltPepper:
+            mutate_salt_pepper(task);
+            break;
+        case kMultiplicative:
+            wrap ? mutate_multiplicative<Overflow::wrap>(task) : mutate_multiplicative<Overflow::clip>(task);
+            break;
+        case kPixel:
+            mutate_pixel(task);
+            break;
+        case kBox:
+            mutate_box(task);
+            break;
+        case kGaussian:
+            mutate_gaussian(task);
+            break;
+        case kMedian:
+            mutate_median(task);
+            break;
+    }
+    if (task.linf >= 0) bound_image(task);
+}
+
+// ---- model input ------------------------------------------------------------------------------------------------------------------
+
+template <class Element>
+void write_table(const uint8_t* image, const Shape& shape, const Input& input, int64_t slot) {
+    const Element* table = static_cast<const Element*>(input.table);
+    Element* out = static_cast<Element*>(input.data) + slot * shape.size();
+    const int32_t plane = shape.plane();
+    const int32_t step = input.layout == Layout::nhwc ? shape.channels : 1;
+    for (int32_t c = 0; c < shape.channels; ++c) {
+        const Element* values = table + c * 256;
+        const uint8_t* from = image + static_cast<int64_t>(c) * plane;
+        Element* to = out + (input.layout == Layout::nhwc ? c : static_cast<int64_t>(c) * plane);
+        for (int32_t i = 0; i < plane; ++i) to[static_cast<int64_t>(i) * step] = values[from[i]];
+    }
+}
+
+void write_bytes(const uint8_t* image, const Shape& shape, const Input& input, int64_t slot) {
+    uint8_t* out = static_cast<uint8_t*>(input.data) + slot * shape.size();
+    const int32_t plane = shape.plane();
+    if (input.layout == Layout::nchw || shape.channels == 1) {
+        std::memcpy(out, image, shape.size());
+        return;
+    }
+    for (int32_t c = 0; c < shape.channels; ++c) {
+        for (int32_t i = 0; i < plane; ++i) out[static_cast<int64_t>(i) * shape.channels + c] = image[c * plane + i];
+    }
+}
+
+void write_input(const uint8_t* image, const Shape& shape, const Input& input, int64_t slot) {
+    switch (input.type) {
+        case InputType::uint8:
+            return write_bytes(image, shape, input, slot);
+        case InputType::float32:
+            return write_table<uint32_t>(image, shape, input, slot);
+        case InputType::half:
+            return write_table<uint16_t>(image, shape, input, slot);
+    }
+}
+
+// ---- scores -----------------------------------------------------------------------------------------------------------------------
+
+Scored score(const ScoreTask& task) {
+    const float* scores = task.scores;
+    const int32_t classes = task.classes;
+    Scored scored = {true, 0, 0};
+    uint32_t broken = 0;
+    for (int32_t k = 0; k < classes; ++k) broken |= !is_finite(scores[k]);
+    if (broken != 0) return {false, -1, 0};
+    for (int32_t k = 1; k < classes; ++k) {
+        if (scores[k] > scores[scored.label]) scored.label = k;
+    }
+    const float largest = scores[scored.label];
+    if (task.kind == Scores::probabilities) {
+        for (int32_t k = 0; k < classes; ++k) {
+            task.state[k] = static_cast<uint16_t>(probability_q15(probability_q30(scores[k])));
+        }
+        scored.confidence = probability_q30(largest);
+        return scored;
+    }
+    // The exponentials are computed twice rather than stored: K has no bound, and the second pass is not the slow part.
+    uint64_t sum = 0;
+    for (int32_t k = 0; k < classes; ++k) sum += exp_q24(largest, scores[k]);
+    const uint64_t reciprocal = softmax_reciprocal(sum);
+    for (int32_t k = 0; k < classes; ++k) {
+        task.state[k] = static_cast<uint16_t>(softmax_q15(exp_q24(largest, scores[k]), reciprocal));
+    }
+    scored.confidence = softmax_top_q30(sum);
+    return scored;
+}
+
+uint64_t state_hash(const uint16_t* state, int32_t classes, int model, uint32_t grid) {
+    uint64_t hash = 0;
+    for (int32_t k = 0; k < classes; ++k) hash += state_term(model, k, state[k], grid);
+    return hash;
+}
+
+uint64_t squared_distance(const uint16_t* a, const uint16_t* b, int64_t count) {
+    uint64_t sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += squared_difference(a[i], b[i]);
+    return sum;
+}
+
+}  // namespace
+
+const Loops& loops() {
+    static const Loops table = {mutate, write_input, score, state_hash, squared_distance};
+    return table;
+}
+
+}  // namespace COMPDX_ISA_NAMESPACE
+}  // namespace compdx

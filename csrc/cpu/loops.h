@@ -1,0 +1,66 @@
+// The loops over pixels and classes. loops.cpp is compiled once for each instruction set; callers get a table of functions.
+#pragma once
+
+#include "core/operators.h"
+#include "core/slots.h"
+#include "cpu/isa.h"
+
+namespace compdx {
+
+struct MutateTask {
+    Draw draw;
+    Stream stream;
+    Shape shape;
+    Overflow overflow;
+    int32_t linf;
+    const uint8_t* parent;  // [C, H, W]
+    const uint8_t* origin;  // seed image; read only when linf >= 0
+    uint8_t* mutant;        // [C, H, W], not the parent
+    uint8_t* scratch;       // scratch_bytes(shape)
+};
+
+struct ScoreTask {
+    const float* scores;  // [classes]
+    int32_t classes;
+    Scores kind;
+    uint16_t* state;  // [classes], probabilities in Q15
+};
+
+struct Scored {
+    bool finite;
+    int32_t label;
+    uint32_t confidence;  // Q30
+};
+
+struct Loops {
+    void (*mutate)(const MutateTask&);
+    void (*write_input)(const uint8_t* image, const Shape&, const Input&, int64_t slot);
+    Scored (*score)(const ScoreTask&);
+    uint64_t (*state_hash)(const uint16_t* state, int32_t classes, int model, uint32_t grid);
+    uint64_t (*squared_distance)(const uint16_t* a, const uint16_t* b, int64_t count);
+};
+
+// A plane with the widest border around it and room for whole vectors beyond its end, rounded up to whole cache lines.
+constexpr int64_t padded_extent(const Shape& shape) {
+    const int64_t extent = static_cast<int64_t>(shape.height + 6) * (shape.width + 6) + 192;
+    return (extent + 63) / 64 * 64;
+}
+
+// Working memory of one call of mutate: two planes of bytes, one of 16-bit sums.
+constexpr int64_t scratch_bytes(const Shape& shape) { return 4 * padded_extent(shape); }
+
+const Loops& loops(Isa isa);
+
+namespace scalar {
+const Loops& loops();
+}
+#if defined(__x86_64__)
+namespace avx2 {
+const Loops& loops();
+}
+namespace avx512 {
+const Loops& loops();
+}
+#endif
+
+}  // namespace compdx

@@ -1,0 +1,125 @@
+#include "cpu/threads.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
+
+namespace compdx {
+namespace {
+
+int process_id() {
+#if defined(_WIN32)
+    return 0;
+#else
+    return static_cast<int>(getpid());
+#endif
+}
+
+class Pool {
+  public:
+    explicit Pool(int process) : process_(process) {}
+
+    int process() const { return process_; }
+
+    // One loop at a time: two Python threads that search side by side take turns.
+    void run(int64_t count, int64_t grain, int threads, void (*body)(void*, int64_t, int64_t, int), void* context) {
+        std::lock_guard<std::mutex> turn(turn_);
+        while (static_cast<int>(workers_.size()) < threads - 1) {
+            const int worker = static_cast<int>(workers_.size()) + 1;
+            workers_.emplace_back([this, worker] { serve(worker); });
+            workers_.back().detach();
+        }
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            job_ = {body, context, count, grain, threads};
+            next_.store(0, std::memory_order_relaxed);
+            running_ = threads - 1;
+            ++generation_;
+        }
+        wake_.notify_all();
+        work(0);
+        std::unique_lock<std::mutex> lock(mutex_);
+        done_.wait(lock, [this] { return running_ == 0; });
+    }
+
+  private:
+    struct Job {
+        void (*body)(void*, int64_t, int64_t, int) = nullptr;
+        void* context = nullptr;
+        int64_t count = 0;
+        int64_t grain = 1;
+        int threads = 1;
+    };
+
+    void work(int worker) {
+        for (;;) {
+            const int64_t begin = next_.fetch_add(job_.grain, std::memory_order_relaxed);
+            if (begin >= job_.count) return;
+            const int64_t end = begin + job_.grain < job_.count ? begin + job_.grain : job_.count;
+            job_.body(job_.context, begin, end, worker);
+        }
+    }
+
+    void serve(int worker) {
+        uint64_t seen = 0;
+        for (;;) {
+            bool wanted = false;
+            {
+                std::unique_lock<std::mutex> lock(mutex_);
+                wake_.wait(lock, [&] { return generation_ != seen; });
+                seen = generation_;
+                wanted = worker < job_.threads;
+            }
+            if (!wanted) continue;
+            work(worker);
+            std::lock_guard<std::mutex> lock(mutex_);
+            if (--running_ == 0) done_.notify_one();
+        }
+    }
+
+    const int process_;
+    std::mutex turn_;
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    std::condition_variable done_;
+    std::vector<std::thread> workers_;
+    std::atomic<int64_t> next_{0};
+    Job job_;
+    int running_ = 0;
+    uint64_t generation_ = 0;
+};
+
+// Never destroyed: workers may still wait on it when the process ends. A forked child must not touch its parent's pool, whose threads
+// it does not have and whose locks may be held for ever.
+Pool& pool() {
+    static std::atomic<Pool*> current{nullptr};
+    Pool* found = current.load(std::memory_order_acquire);
+    const int process = process_id();
+    while (found == nullptr || found->process() != process) {
+        auto fresh = std::make_unique<Pool>(process);
+        if (current.compare_exchange_strong(found, fresh.get(), std::memory_order_acq_rel)) return *fresh.release();
+    }
+    return *found;
+}
+
+}  // namespace
+
+void parallel_for(int64_t count, int64_t grain, int threads, void (*body)(void*, int64_t, int64_t, int), void* context) {
+    if (count <= 0) return;
+    const int64_t chunks = (count + grain - 1) / grain;
+    if (threads > chunks) threads = static_cast<int>(chunks);
+    if (threads <= 1) {
+        body(context, 0, count, 0);
+        return;
+    }
+    pool().run(count, grain, threads, body, context);
+}
+
+}  // namespace compdx

@@ -1,0 +1,20 @@
+// What the CUDA back end offers to the bindings: one launcher for each kernel. Everything is asynchronous on the given stream; nothing
+// allocates or synchronises. Pointers are device pointers. A failed launch throws std::runtime_error. No CUDA header is needed here.
+#pragma once
+
+#include "core/apply.h"
+#include "core/slots.h"
+
+namespace compdx::cuda {
+
+int device_count();  // 0 when there is no driver
+
+void mutate(const Rules& rules, const Slots& slots, const Input& input, void* stream);
+void judge(const Rules& rules, const Slots& slots, const float* original, const float* compressed, int32_t classes, void* stream);
+void harvest(const Rules& rules, const Slots& slots, int64_t consumed, void* stream);
+void refill(const Rules& rules, const Slots& slots, void* stream);
+
+void apply(const ApplyTask& task, void* stream);
+void normalize(const uint8_t* images, int64_t count, const Shape& shape, const Input& input, void* stream);
+
+}  // namespace compdx::cuda
