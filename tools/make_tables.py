@@ -107,7 +107,8 @@ COMPDX_TABLE(uint32_t, exp2_coefficients, 6,
 {rows(exp2, "u")}
 )
 
-// Thresholds of the operator's rank, 7 a row (the last is unused): rows 0..6 metropolis by current rank, 7 rank, 8 uniform.
+// Thresholds of the operator's rank, 7 a row (the last is unused).
+// Rows 0..6: metropolis by current rank; 7: rank; 8: uniform.
 COMPDX_TABLE(uint32_t, selection_thresholds, 63,
 {rows(selection, "u")}
 )

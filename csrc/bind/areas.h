@@ -26,9 +26,10 @@ struct BoundSlots {
 Input make_input(const Shape& shape, int64_t count, const View& data, const View& table, const std::string& type,
                  const std::string& layout);
 
-ApplyTask make_apply_task(const std::string& op, int32_t size, uint64_t seed, const py::tuple& shape, const std::string& overflow,
-                          int32_t linf, bool skip_identity, int64_t count, const View& images, const View& indices,
-                          const View& steps, const View& origins, int64_t origin_count, const View& out);
+ApplyTask make_apply_task(const std::string& op, int32_t size, uint64_t seed, const py::tuple& shape,
+                          const std::string& overflow, int32_t linf, bool skip_identity, int64_t count,
+                          const View& images, const View& indices, const View& steps, const View& origins,
+                          int64_t origin_count, const View& out);
 
 Shape make_shape(const py::tuple& shape);
 

@@ -14,7 +14,8 @@ cpu::Execution execution(int threads, const std::string& isa) {
     for (int i = 0; i < kIsas; ++i) {
         const auto candidate = static_cast<Isa>(i);
         if (isa == isa_name(candidate)) {
-            if (!isa_available(candidate)) throw std::invalid_argument("isa: " + isa + " is not available on this machine");
+            if (!isa_available(candidate))
+                throw std::invalid_argument("isa: " + isa + " is not available on this machine");
             return {threads, candidate};
         }
     }
@@ -29,8 +30,8 @@ void mutate(const BoundSlots& bound, const py::tuple& data, const py::tuple& tab
     cpu::mutate(bound.rules, bound.slots, input, how);
 }
 
-void judge(const BoundSlots& bound, const py::tuple& original, const py::tuple& compressed, int32_t classes, int threads,
-           const std::string& isa) {
+void judge(const BoundSlots& bound, const py::tuple& original, const py::tuple& compressed, int32_t classes,
+           int threads, const std::string& isa) {
     const Slots slots = bound.with_classes(classes);
     const float* a = view(original).as<float>(slots.count * classes, "original");
     const float* b = view(compressed).as<float>(slots.count * classes, "compressed");
@@ -49,9 +50,10 @@ void refill(const BoundSlots& bound) {
     cpu::refill(bound.rules, bound.slots);
 }
 
-void apply(const std::string& op, int32_t size, uint64_t seed, const py::tuple& shape, const std::string& overflow, int32_t linf,
-           bool skip_identity, int64_t count, const py::tuple& images, const py::tuple& indices, const py::tuple& steps,
-           const py::tuple& origins, int64_t origin_count, const py::tuple& out, int threads, const std::string& isa) {
+void apply(const std::string& op, int32_t size, uint64_t seed, const py::tuple& shape, const std::string& overflow,
+           int32_t linf, bool skip_identity, int64_t count, const py::tuple& images, const py::tuple& indices,
+           const py::tuple& steps, const py::tuple& origins, int64_t origin_count, const py::tuple& out, int threads,
+           const std::string& isa) {
     const ApplyTask task = make_apply_task(op, size, seed, shape, overflow, linf, skip_identity, count, view(images),
                                            view(indices), view(steps), view(origins), origin_count, view(out));
     const cpu::Execution how = execution(threads, isa);
@@ -59,8 +61,9 @@ void apply(const std::string& op, int32_t size, uint64_t seed, const py::tuple& 
     cpu::apply(task, how);
 }
 
-void normalize(const py::tuple& images, int64_t count, const py::tuple& shape, const py::tuple& data, const py::tuple& table,
-               const std::string& type, const std::string& layout, int threads, const std::string& isa) {
+void normalize(const py::tuple& images, int64_t count, const py::tuple& shape, const py::tuple& data,
+               const py::tuple& table, const std::string& type, const std::string& layout, int threads,
+               const std::string& isa) {
     const Shape extents = make_shape(shape);
     const uint8_t* from = view(images).as<uint8_t>(count * extents.size(), "images");
     const Input input = make_input(extents, count, view(data), view(table), type, layout);
@@ -83,19 +86,21 @@ void philox_words(const py::tuple& keys, const py::tuple& counters, const py::tu
 }  // namespace
 
 void register_cpu(py::module_& module) {
-    module.def("cpu_mutate", &mutate, py::arg("slots"), py::kw_only(), py::arg("data"), py::arg("table"), py::arg("type"),
-               py::arg("layout"), py::arg("threads"), py::arg("isa"));
+    module.def("cpu_mutate", &mutate, py::arg("slots"), py::kw_only(), py::arg("data"), py::arg("table"),
+               py::arg("type"), py::arg("layout"), py::arg("threads"), py::arg("isa"));
     module.def("cpu_judge", &judge, py::arg("slots"), py::kw_only(), py::arg("original"), py::arg("compressed"),
                py::arg("classes"), py::arg("threads"), py::arg("isa"));
     module.def("cpu_harvest", &harvest, py::arg("slots"), py::kw_only(), py::arg("consumed"));
     module.def("cpu_refill", &refill, py::arg("slots"));
-    module.def("cpu_apply", &apply, py::kw_only(), py::arg("operator"), py::arg("size"), py::arg("seed"), py::arg("shape"),
-               py::arg("overflow"), py::arg("linf"), py::arg("skip_identity"), py::arg("count"), py::arg("images"),
-               py::arg("indices"), py::arg("steps"), py::arg("origins"), py::arg("origin_count"), py::arg("out"),
-               py::arg("threads"), py::arg("isa"));
+    module.def("cpu_apply", &apply, py::kw_only(), py::arg("operator"), py::arg("size"), py::arg("seed"),
+               py::arg("shape"), py::arg("overflow"), py::arg("linf"), py::arg("skip_identity"), py::arg("count"),
+               py::arg("images"), py::arg("indices"), py::arg("steps"), py::arg("origins"), py::arg("origin_count"),
+               py::arg("out"), py::arg("threads"), py::arg("isa"));
     module.def("cpu_normalize", &normalize, py::kw_only(), py::arg("images"), py::arg("count"), py::arg("shape"),
-               py::arg("data"), py::arg("table"), py::arg("type"), py::arg("layout"), py::arg("threads"), py::arg("isa"));
-    module.def("philox", &philox_words, py::kw_only(), py::arg("keys"), py::arg("counters"), py::arg("out"), py::arg("count"));
+               py::arg("data"), py::arg("table"), py::arg("type"), py::arg("layout"), py::arg("threads"),
+               py::arg("isa"));
+    module.def("philox", &philox_words, py::kw_only(), py::arg("keys"), py::arg("counters"), py::arg("out"),
+               py::arg("count"));
 }
 
 }  // namespace compdx::bind

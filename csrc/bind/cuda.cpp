@@ -2,13 +2,9 @@
 #include <string>
 
 #include "bind/areas.h"
-#if COMPDX_WITH_CUDA
 #include "cuda/launch.h"
-#endif
 
 namespace compdx::bind {
-
-#if COMPDX_WITH_CUDA
 namespace {
 
 void* stream_of(uintptr_t stream) { return reinterpret_cast<void*>(stream); }
@@ -19,7 +15,8 @@ void mutate(const BoundSlots& bound, const py::tuple& data, const py::tuple& tab
     cuda::mutate(bound.rules, bound.slots, input, stream_of(stream));
 }
 
-void judge(const BoundSlots& bound, const py::tuple& original, const py::tuple& compressed, int32_t classes, uintptr_t stream) {
+void judge(const BoundSlots& bound, const py::tuple& original, const py::tuple& compressed, int32_t classes,
+           uintptr_t stream) {
     const Slots slots = bound.with_classes(classes);
     const float* a = view(original).as<float>(slots.count * classes, "original");
     const float* b = view(compressed).as<float>(slots.count * classes, "compressed");
@@ -32,46 +29,39 @@ void harvest(const BoundSlots& bound, int64_t consumed, uintptr_t stream) {
 
 void refill(const BoundSlots& bound, uintptr_t stream) { cuda::refill(bound.rules, bound.slots, stream_of(stream)); }
 
-void apply(const std::string& op, int32_t size, uint64_t seed, const py::tuple& shape, const std::string& overflow, int32_t linf,
-           bool skip_identity, int64_t count, const py::tuple& images, const py::tuple& indices, const py::tuple& steps,
-           const py::tuple& origins, int64_t origin_count, const py::tuple& out, uintptr_t stream) {
-    cuda::apply(make_apply_task(op, size, seed, shape, overflow, linf, skip_identity, count, view(images), view(indices),
-                                view(steps), view(origins), origin_count, view(out)),
+void apply(const std::string& op, int32_t size, uint64_t seed, const py::tuple& shape, const std::string& overflow,
+           int32_t linf, bool skip_identity, int64_t count, const py::tuple& images, const py::tuple& indices,
+           const py::tuple& steps, const py::tuple& origins, int64_t origin_count, const py::tuple& out,
+           uintptr_t stream) {
+    cuda::apply(make_apply_task(op, size, seed, shape, overflow, linf, skip_identity, count, view(images),
+                                view(indices), view(steps), view(origins), origin_count, view(out)),
                 stream_of(stream));
 }
 
-void normalize(const py::tuple& images, int64_t count, const py::tuple& shape, const py::tuple& data, const py::tuple& table,
-               const std::string& type, const std::string& layout, uintptr_t stream) {
+void normalize(const py::tuple& images, int64_t count, const py::tuple& shape, const py::tuple& data,
+               const py::tuple& table, const std::string& type, const std::string& layout, uintptr_t stream) {
     const Shape extents = make_shape(shape);
     const uint8_t* from = view(images).as<uint8_t>(count * extents.size(), "images");
-    cuda::normalize(from, count, extents, make_input(extents, count, view(data), view(table), type, layout), stream_of(stream));
+    cuda::normalize(from, count, extents, make_input(extents, count, view(data), view(table), type, layout),
+                    stream_of(stream));
 }
 
 }  // namespace
 
 void register_cuda(py::module_& module) {
     module.def("cuda_device_count", &cuda::device_count);
-    module.def("cuda_mutate", &mutate, py::arg("slots"), py::kw_only(), py::arg("data"), py::arg("table"), py::arg("type"),
-               py::arg("layout"), py::arg("stream"));
+    module.def("cuda_mutate", &mutate, py::arg("slots"), py::kw_only(), py::arg("data"), py::arg("table"),
+               py::arg("type"), py::arg("layout"), py::arg("stream"));
     module.def("cuda_judge", &judge, py::arg("slots"), py::kw_only(), py::arg("original"), py::arg("compressed"),
                py::arg("classes"), py::arg("stream"));
     module.def("cuda_harvest", &harvest, py::arg("slots"), py::kw_only(), py::arg("consumed"), py::arg("stream"));
     module.def("cuda_refill", &refill, py::arg("slots"), py::kw_only(), py::arg("stream"));
-    module.def("cuda_apply", &apply, py::kw_only(), py::arg("operator"), py::arg("size"), py::arg("seed"), py::arg("shape"),
-               py::arg("overflow"), py::arg("linf"), py::arg("skip_identity"), py::arg("count"), py::arg("images"),
-               py::arg("indices"), py::arg("steps"), py::arg("origins"), py::arg("origin_count"), py::arg("out"),
-               py::arg("stream"));
+    module.def("cuda_apply", &apply, py::kw_only(), py::arg("operator"), py::arg("size"), py::arg("seed"),
+               py::arg("shape"), py::arg("overflow"), py::arg("linf"), py::arg("skip_identity"), py::arg("count"),
+               py::arg("images"), py::arg("indices"), py::arg("steps"), py::arg("origins"), py::arg("origin_count"),
+               py::arg("out"), py::arg("stream"));
     module.def("cuda_normalize", &normalize, py::kw_only(), py::arg("images"), py::arg("count"), py::arg("shape"),
                py::arg("data"), py::arg("table"), py::arg("type"), py::arg("layout"), py::arg("stream"));
 }
-
-#else
-
-// A build without CUDA has no cuda_* functions; ops.py says what is missing before anybody looks for them.
-void register_cuda(py::module_& module) {
-    module.def("cuda_device_count", [] { return 0; });
-}
-
-#endif
 
 }  // namespace compdx::bind

@@ -32,7 +32,8 @@ std::vector<std::string> available_isas() {
 
 PYBIND11_MODULE(_core, module) {
     module.doc() = "Native core of compdx; use compdx.ops.";
-    module.def("build_info", &build_info, "Version, compiler, flags, CUDA architectures (empty: built without CUDA), best instruction set here.");
+    module.def("build_info", &build_info,
+               "Version, compiler, flags, CUDA architectures (empty: built without CUDA), best instruction set here.");
     module.def("available_isas", &available_isas, "Instruction sets usable on this machine, best first.");
     compdx::bind::register_settings(module);
     compdx::bind::register_cpu(module);

@@ -38,9 +38,9 @@ Operator parse_operator(const std::string& name) {
 }
 
 Rules make_rules(uint64_t seed, const py::tuple& shape, uint32_t budget, const std::string& overflow, int32_t linf,
-                 bool skip_identity, const std::string& selection, const std::string& acceptance, const std::string& coverage,
-                 uint32_t grid, uint32_t threshold_q30, uint32_t capacity, const std::string& original_scores,
-                 const std::string& compressed_scores) {
+                 bool skip_identity, const std::string& selection, const std::string& acceptance,
+                 const std::string& coverage, uint32_t grid, uint32_t threshold_q30, uint32_t capacity,
+                 const std::string& original_scores, const std::string& compressed_scores) {
     Rules rules;
     rules.seed = seed;
     rules.shape = make_shape(shape);
@@ -70,11 +70,11 @@ Rules make_rules(uint64_t seed, const py::tuple& shape, uint32_t budget, const s
     return rules;
 }
 
-BoundSlots make_slots(const Rules& rules, int64_t count, int64_t pitch, const py::tuple& chains, const py::tuple& images,
-                      const py::tuple& traces, const py::tuple& coverage, const py::tuple& counters, const py::tuple& seeds,
-                      const py::tuple& identities, int64_t seed_count, const py::tuple& queue, int64_t queue_length,
-                      int64_t ring_capacity, const py::tuple& ring_chains, const py::tuple& ring_images,
-                      const py::tuple& ring_traces) {
+BoundSlots make_slots(const Rules& rules, int64_t count, int64_t pitch, const py::tuple& chains,
+                      const py::tuple& images, const py::tuple& traces, const py::tuple& coverage,
+                      const py::tuple& counters, const py::tuple& seeds, const py::tuple& identities,
+                      int64_t seed_count, const py::tuple& queue, int64_t queue_length, int64_t ring_capacity,
+                      const py::tuple& ring_chains, const py::tuple& ring_images, const py::tuple& ring_traces) {
     const int64_t pixels = rules.shape.size();
     const int64_t budget = rules.budget;
     if (count < 1) throw std::invalid_argument("count: expected at least 1 slot, got " + std::to_string(count));
@@ -89,7 +89,8 @@ BoundSlots make_slots(const Rules& rules, int64_t count, int64_t pitch, const py
     slots.chains = view(chains).as<Chain>(count, "chains");
     slots.images = view(images).as<uint8_t>(2 * count * pitch, "images");
     slots.traces = view(traces).as<uint8_t>(count * budget, "traces");
-    slots.coverage = view(coverage).as<uint32_t>(rules.coverage == Coverage::hash ? count * rules.capacity : 0, "coverage");
+    slots.coverage =
+        view(coverage).as<uint32_t>(rules.coverage == Coverage::hash ? count * rules.capacity : 0, "coverage");
     slots.counters = view(counters).as<Counters>(1, "counters");
     slots.seeds = view(seeds).as<uint8_t>(seed_count * pixels, "seeds");
     slots.identities = view(identities).as<uint64_t>(seed_count, "identities");
@@ -151,9 +152,10 @@ Input make_input(const Shape& shape, int64_t count, const View& data, const View
     return input;
 }
 
-ApplyTask make_apply_task(const std::string& op, int32_t size, uint64_t seed, const py::tuple& shape, const std::string& overflow,
-                          int32_t linf, bool skip_identity, int64_t count, const View& images, const View& indices,
-                          const View& steps, const View& origins, int64_t origin_count, const View& out) {
+ApplyTask make_apply_task(const std::string& op, int32_t size, uint64_t seed, const py::tuple& shape,
+                          const std::string& overflow, int32_t linf, bool skip_identity, int64_t count,
+                          const View& images, const View& indices, const View& steps, const View& origins,
+                          int64_t origin_count, const View& out) {
     ApplyTask task;
     task.op = parse_operator(op);
     task.size = size;
@@ -178,14 +180,14 @@ ApplyTask make_apply_task(const std::string& op, int32_t size, uint64_t seed, co
 
 void register_settings(py::module_& module) {
     py::class_<Rules>(module, "Rules", "Settings of a search in native form.")
-        .def(py::init(&make_rules), py::kw_only(), py::arg("seed"), py::arg("shape"), py::arg("budget"), py::arg("overflow"),
-             py::arg("linf"), py::arg("skip_identity"), py::arg("selection"), py::arg("acceptance"), py::arg("coverage"),
-             py::arg("grid"), py::arg("threshold_q30"), py::arg("capacity"), py::arg("original_scores"),
-             py::arg("compressed_scores"));
+        .def(py::init(&make_rules), py::kw_only(), py::arg("seed"), py::arg("shape"), py::arg("budget"),
+             py::arg("overflow"), py::arg("linf"), py::arg("skip_identity"), py::arg("selection"),
+             py::arg("acceptance"), py::arg("coverage"), py::arg("grid"), py::arg("threshold_q30"), py::arg("capacity"),
+             py::arg("original_scores"), py::arg("compressed_scores"));
     py::class_<BoundSlots>(module, "Slots", "The arrays of a search, checked once; the caller owns them.")
-        .def(py::init(&make_slots), py::kw_only(), py::arg("rules"), py::arg("count"), py::arg("pitch"), py::arg("chains"),
-             py::arg("images"), py::arg("traces"), py::arg("coverage"), py::arg("counters"), py::arg("seeds"),
-             py::arg("identities"), py::arg("seed_count"), py::arg("queue"), py::arg("queue_length"),
+        .def(py::init(&make_slots), py::kw_only(), py::arg("rules"), py::arg("count"), py::arg("pitch"),
+             py::arg("chains"), py::arg("images"), py::arg("traces"), py::arg("coverage"), py::arg("counters"),
+             py::arg("seeds"), py::arg("identities"), py::arg("seed_count"), py::arg("queue"), py::arg("queue_length"),
              py::arg("ring_capacity"), py::arg("ring_chains"), py::arg("ring_images"), py::arg("ring_traces"));
     module.attr("CHAIN_BYTES") = sizeof(Chain);
     module.attr("COUNTER_BYTES") = sizeof(Counters);

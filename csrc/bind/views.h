@@ -20,12 +20,12 @@ struct View {
     T* as(int64_t count, const char* name) const {
         const int64_t wanted = count * static_cast<int64_t>(sizeof(T));
         if (count < 0 || bytes < wanted) {
-            throw std::invalid_argument(std::string(name) + ": expected at least " + std::to_string(wanted) + " bytes, got " +
-                                        std::to_string(bytes));
+            throw std::invalid_argument(std::string(name) + ": expected at least " + std::to_string(wanted) +
+                                        " bytes, got " + std::to_string(bytes));
         }
         if (address % alignof(T) != 0) {
-            throw std::invalid_argument(std::string(name) + ": expected an address aligned to " + std::to_string(alignof(T)) +
-                                        " bytes");
+            throw std::invalid_argument(std::string(name) + ": expected an address aligned to " +
+                                        std::to_string(alignof(T)) + " bytes");
         }
         if (address == 0 && wanted > 0) throw std::invalid_argument(std::string(name) + ": null address");
         return reinterpret_cast<T*>(address);

@@ -16,9 +16,7 @@ constexpr uint32_t kPhiloxW0 = 0x9E3779B9u;
 constexpr uint32_t kPhiloxW1 = 0xBB67AE85u;
 constexpr int kPhiloxRounds = 10;
 
-COMPDX_HD uint32_t hi32(uint32_t a, uint32_t b) {
-    return static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32);
-}
+COMPDX_HD uint32_t hi32(uint32_t a, uint32_t b) { return static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32); }
 
 // A word as a number in 0..n-1. The bias is at most n / 2^32.
 COMPDX_HD uint32_t below(uint32_t word, uint32_t n) { return hi32(word, n); }

@@ -18,8 +18,8 @@
 
 // A read-only table that host code and device code read through the same function.
 #if defined(__CUDACC__)
-#define COMPDX_TABLE(type, name, count, ...)                      \
-    static const type name##_host[count] = {__VA_ARGS__};         \
+#define COMPDX_TABLE(type, name, count, ...)                           \
+    static const type name##_host[count] = {__VA_ARGS__};              \
     static __device__ const type name##_device[count] = {__VA_ARGS__}; \
     COMPDX_HD const type* name() { return COMPDX_PICK(name##_host, name##_device); }
 #if defined(__CUDA_ARCH__)
@@ -28,7 +28,7 @@
 #define COMPDX_PICK(host, device) host
 #endif
 #else
-#define COMPDX_TABLE(type, name, count, ...)                \
-    static const type name##_host[count] = {__VA_ARGS__};   \
+#define COMPDX_TABLE(type, name, count, ...)              \
+    static const type name##_host[count] = {__VA_ARGS__}; \
     inline const type* name() { return name##_host; }
 #endif

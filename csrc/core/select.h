@@ -8,37 +8,50 @@
 namespace compdx {
 inline namespace COMPDX_ISA_NAMESPACE {
 
-// Permutation number `code` of the operators (Lehmer code).
-COMPDX_HD void permute_operators(uint32_t code, uint8_t* order) {
-    uint8_t left[kOperators];
-    for (int i = 0; i < kOperators; ++i) left[i] = static_cast<uint8_t>(i);
+// Place of every operator in a random permutation, four bits each (Lehmer code). A word and not an array: a GPU's registers cannot be
+// indexed.
+COMPDX_HD uint32_t permuted_places(uint32_t word) {
+    uint32_t code = below(word, 5040);
+    uint32_t left = 0x6543210u;
+    uint32_t places = 0;
     uint32_t factorial = 720;
     for (int i = 0; i < kOperators; ++i) {
-        const int pick = static_cast<int>(code / factorial);
+        const uint32_t pick = 4 * (code / factorial);
         code %= factorial;
-        order[i] = left[pick];
-        for (int j = pick; j + 1 < kOperators - i; ++j) left[j] = left[j + 1];
+        places |= static_cast<uint32_t>(i) << 4 * (left >> pick & 15u);
+        const uint32_t kept = (1u << pick) - 1;
+        left = (left & kept) | (left >> 4 & ~kept);
         if (i < kOperators - 1) factorial /= static_cast<uint32_t>(kOperators - 1 - i);
     }
+    return places;
 }
 
-// Better: larger credit / total; equal and non-zero: larger total (what credit / (total + 1e-7) does).
-COMPDX_HD bool ranks_before(const Chain& chain, int a, int b) {
-    const uint64_t left = static_cast<uint64_t>(chain.credit[a]) * chain.total[b];
-    const uint64_t right = static_cast<uint64_t>(chain.credit[b]) * chain.total[a];
-    if (chain.credit[a] == 0 || chain.credit[b] == 0) return chain.credit[a] > chain.credit[b];
-    return left != right ? left > right : chain.total[a] > chain.total[b];
+COMPDX_HD int place_of(uint32_t places, int op) { return static_cast<int>(places >> 4 * op & 15u); }
+
+// Better: larger credit / total; equal and non-zero: larger total (what credit / (total + 1e-7) does); still equal: random.
+COMPDX_HD bool ranks_before(const Chain& chain, uint32_t places, int a, int b) {
+    const bool both = chain.credit[a] != 0 && chain.credit[b] != 0;
+    const uint64_t left = both ? static_cast<uint64_t>(chain.credit[a]) * chain.total[b] : chain.credit[a];
+    const uint64_t right = both ? static_cast<uint64_t>(chain.credit[b]) * chain.total[a] : chain.credit[b];
+    if (left != right) return left > right;
+    if (both && chain.total[a] != chain.total[b]) return chain.total[a] > chain.total[b];
+    return place_of(places, a) < place_of(places, b);
 }
 
-// Operators from best to worst; equals in random order.
-COMPDX_HD void rank_operators(const Chain& chain, uint32_t word, uint8_t* order) {
-    permute_operators(below(word, 5040), order);
-    for (int i = 1; i < kOperators; ++i) {  // stable insertion sort
-        const uint8_t op = order[i];
-        int j = i;
-        for (; j > 0 && ranks_before(chain, op, order[j - 1]); --j) order[j] = order[j - 1];
-        order[j] = op;
+// 0 is best.
+COMPDX_HD int operator_rank(const Chain& chain, uint32_t places, int op) {
+    int rank = 0;
+    for (int other = 0; other < kOperators; ++other) rank += other != op && ranks_before(chain, places, other, op);
+    return rank;
+}
+
+// All ranks, four bits each.
+COMPDX_HD uint32_t operator_ranks(const Chain& chain, uint32_t places) {
+    uint32_t ranks = 0;
+    for (int a = 0; a < kOperators; ++a) {
+        for (int b = a + 1; b < kOperators; ++b) ranks += 1u << 4 * (ranks_before(chain, places, a, b) ? b : a);
     }
+    return ranks;
 }
 
 COMPDX_HD int threshold_row(Selection selection, bool accepted_before, int current_rank) {
@@ -46,17 +59,23 @@ COMPDX_HD int threshold_row(Selection selection, bool accepted_before, int curre
     return selection == Selection::rank ? 7 : current_rank;
 }
 
+// The rank of the next operator.
+COMPDX_HD int drawn_rank(Selection selection, bool accepted_before, int current_rank, uint32_t word) {
+    const uint32_t* thresholds =
+        selection_thresholds() + threshold_row(selection, accepted_before, current_rank) * kOperators;
+    int rank = 0;
+    for (int j = 0; j < kOperators - 1; ++j) rank += word >= thresholds[j];
+    return rank;
+}
+
 COMPDX_HD Operator choose_operator(const Rules& rules, const Chain& chain, const Stream& stream) {
     const Words words = stream.words(Purpose::choose, 0);
-    uint8_t order[kOperators];
-    rank_operators(chain, words.w[1], order);
-    int current = 0;
-    for (int i = 0; i < kOperators; ++i) current = order[i] == chain.last_operator ? i : current;
-    const int row = threshold_row(rules.selection, chain.last_operator != kNoOperator, current);
-    const uint32_t* thresholds = selection_thresholds() + row * kOperators;
-    int rank = 0;
-    for (int j = 0; j < kOperators - 1; ++j) rank += words.w[0] >= thresholds[j];
-    return static_cast<Operator>(order[rank]);
+    const uint32_t ranks = operator_ranks(chain, permuted_places(words.w[1]));
+    const int rank = drawn_rank(rules.selection, chain.last_operator != kNoOperator,
+                                place_of(ranks, chain.last_operator), words.w[0]);
+    int chosen = 0;
+    while (place_of(ranks, chosen) != rank) ++chosen;
+    return static_cast<Operator>(chosen);
 }
 
 }  // namespace COMPDX_ISA_NAMESPACE

@@ -15,14 +15,14 @@ struct Counters {
 
 struct Slots {
     int64_t count;
-    int64_t pitch;          // bytes from one image to the next, >= shape.size()
-    Chain* chains;          // [count]
-    uint8_t* images;        // [2][count][pitch], planar C, H, W
-    uint8_t* traces;        // [count][budget], one byte a step: operator | kTraceAccepted
-    void* coverage;         // hash: uint32 [count][capacity]; nearest: uint16 [count][capacity][2 * classes]
+    int64_t pitch;    // bytes from one image to the next, >= shape.size()
+    Chain* chains;    // [count]
+    uint8_t* images;  // [2][count][pitch], planar C, H, W
+    uint8_t* traces;  // [count][budget], one byte a step: operator | kTraceAccepted
+    void* coverage;   // hash: uint32 [count][capacity]; nearest: uint16 [count][capacity][2 * classes]
     Counters* counters;
 
-    const uint8_t* seeds;       // [seed_count][shape.size()]
+    const uint8_t* seeds;        // [seed_count][shape.size()]
     const uint64_t* identities;  // [seed_count]
     int64_t seed_count;
     const int64_t* queue;  // [queue_length], rows of seeds

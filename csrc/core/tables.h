@@ -41,7 +41,8 @@ COMPDX_TABLE(uint32_t, exp2_coefficients, 6,
     2977044448u, 1031763232u, 238367582u, 41219527u, 5548194u, 493839u,
 )
 
-// Thresholds of the operator's rank, 7 a row (the last is unused): rows 0..6 metropolis by current rank, 7 rank, 8 uniform.
+// Thresholds of the operator's rank, 7 a row (the last is unused).
+// Rows 0..6: metropolis by current rank; 7: rank; 8: uniform.
 COMPDX_TABLE(uint32_t, selection_thresholds, 63,
     929529250u, 1726268608u, 2409188058u, 2994547586u, 3496284324u, 3926344386u, 4294967295u, 822158489u, 1644316978u, 2349024254u, 2953059062u, 3470803184u,
     3914583859u, 4294967295u, 745479395u, 1490958790u, 2236438186u, 2875420525u, 3423119673u, 3892576085u, 4294967295u, 690334481u, 1380668962u, 2071003443u,

@@ -34,7 +34,8 @@ class Scratch {
     std::vector<uint8_t> memory_;
 };
 
-void mutate_slot(const Rules& rules, const Slots& slots, const Input& input, const Loops& loop, int64_t slot, uint8_t* scratch) {
+void mutate_slot(const Rules& rules, const Slots& slots, const Input& input, const Loops& loop, int64_t slot,
+                 uint8_t* scratch) {
     Chain& chain = slots.chains[slot];
     const int32_t pixels = rules.shape.size();
     uint8_t* image = slots.image(chain.current, slot);
@@ -54,11 +55,12 @@ void mutate_slot(const Rules& rules, const Slots& slots, const Input& input, con
     loop.write_input(image, rules.shape, input, slot);
 }
 
-bool enter_state(const Rules& rules, const Slots& slots, const Loops& loop, int64_t slot, const uint16_t* state, int32_t classes) {
+bool enter_state(const Rules& rules, const Slots& slots, const Loops& loop, int64_t slot, const uint16_t* state,
+                 int32_t classes) {
     const Chain& chain = slots.chains[slot];
     if (rules.coverage == Coverage::hash) {
-        const uint64_t hash = loop.state_hash(state, classes, 0, rules.grid) +
-                              loop.state_hash(state + classes, classes, 1, rules.grid);
+        const uint64_t hash =
+            loop.state_hash(state, classes, 0, rules.grid) + loop.state_hash(state + classes, classes, 1, rules.grid);
         uint32_t* table = static_cast<uint32_t*>(slots.coverage) + slot * rules.capacity;
         return enter_tag(table, rules.capacity, chain.states, state_tag(hash));
     }
@@ -79,8 +81,8 @@ void judge_slot(const Rules& rules, const Slots& slots, const Loops& loop, int64
     const bool is_mutant = chain.status == Status::active;
     const Scored a = loop.score({original + slot * classes, classes, rules.original_scores, state});
     const Scored b = loop.score({compressed + slot * classes, classes, rules.compressed_scores, state + classes});
-    const Verdict verdict = {static_cast<uint8_t>((a.finite ? 0 : 1) | (b.finite ? 0 : 2)), a.label, b.label, a.confidence,
-                             b.confidence};
+    const Verdict verdict = {static_cast<uint8_t>((a.finite ? 0 : 1) | (b.finite ? 0 : 2)), a.label, b.label,
+                             a.confidence, b.confidence};
     uint8_t trace = chain.pending;
     if (record_verdict(chain, verdict)) {
         const bool novel = enter_state(rules, slots, loop, slot, state, classes);
@@ -153,7 +155,8 @@ void refill(const Rules& rules, const Slots& slots) {
             const int64_t row = slots.queue[counters.next++];
             chain = begin_chain(slots.identities[row], row);
             if (rules.coverage == Coverage::hash) {
-                std::memset(static_cast<uint32_t*>(slots.coverage) + slot * rules.capacity, 0, rules.capacity * sizeof(uint32_t));
+                std::memset(static_cast<uint32_t*>(slots.coverage) + slot * rules.capacity, 0,
+                            rules.capacity * sizeof(uint32_t));
             }
         }
         active += chain.status == Status::fresh || chain.status == Status::active;
@@ -178,7 +181,8 @@ void apply(const ApplyTask& task, const Execution& execution) {
     });
 }
 
-void normalize(const uint8_t* images, int64_t count, const Shape& shape, const Input& input, const Execution& execution) {
+void normalize(const uint8_t* images, int64_t count, const Shape& shape, const Input& input,
+               const Execution& execution) {
     const Loops& loop = loops(execution.isa);
     parallel_for(count, image_grain(shape), execution.threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t i = begin; i < end; ++i) loop.write_input(images + i * shape.size(), shape, input, i);

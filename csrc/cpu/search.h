@@ -31,6 +31,7 @@ void refill(const Rules& rules, const Slots& slots);
 void apply(const ApplyTask& task, const Execution& execution);
 
 // Images [count] to model inputs.
-void normalize(const uint8_t* images, int64_t count, const Shape& shape, const Input& input, const Execution& execution);
+void normalize(const uint8_t* images, int64_t count, const Shape& shape, const Input& input,
+               const Execution& execution);
 
 }  // namespace compdx::cpu

@@ -111,7 +111,8 @@ Pool& pool() {
 
 }  // namespace
 
-void parallel_for(int64_t count, int64_t grain, int threads, void (*body)(void*, int64_t, int64_t, int), void* context) {
+void parallel_for(int64_t count, int64_t grain, int threads, void (*body)(void*, int64_t, int64_t, int),
+                  void* context) {
     if (count <= 0) return;
     const int64_t chunks = (count + grain - 1) / grain;
     if (threads > chunks) threads = static_cast<int>(chunks);

@@ -26,13 +26,13 @@ class MCMC:
     """Settings of the black-box search; the published method with its choices named.
 
     Args:
-        budget: queries a seed may cost, its own included.
-        selection: law of the next operator: ``"metropolis"`` (the paper), ``"rank"`` (the published code, whose rank look-up always fails),
-            ``"uniform"``.
-        acceptance: which mutant replaces the current image: ``"improve"`` (difference of the confidences plus novelty does not fall),
-            ``"change"`` (the difference moved by more than 0.001, or the state is new: the published code), ``"always"``, ``"never"``.
-        coverage: when an output state is new: ``"hash"`` (its cell of a grid has not been seen) or ``"nearest"`` (squared distance to
-            every seen state above ``threshold``: the published code).
+        budget: queries a seed may cost, its own included. selection: law of the next operator: ``"metropolis"`` (the
+            paper), ``"rank"`` (the published code, whose rank look-up always fails), ``"uniform"``.
+        acceptance: which mutant replaces the current image: ``"improve"`` (difference of the confidences plus novelty
+            does not fall), ``"change"`` (the difference moved by more than 0.001, or the state is new: the published
+            code), ``"always"``, ``"never"``.
+        coverage: when an output state is new: ``"hash"`` (its cell of a grid has not been seen) or ``"nearest"``
+            (squared distance to every seen state above ``threshold``: the published code).
         grid: cells per unit of probability, for ``"hash"``.
         threshold: squared L2 distance, for ``"nearest"``.
         capacity: tags or states that each chain remembers; None is enough for the budget (``compdx.ops.Rules``).
@@ -101,15 +101,13 @@ class MCMC:
         """Start a search over ``seeds``, or restore one.
 
         Args:
-            seeds: the images, uint8 ``[N, C, H, W]`` with their identities.
-            chains: number of slots, which is the batch size of every ``ask``; default min(N, 512).
-            seed: run seed, 0..2**64-1.
-            device: ``"cpu"`` or ``"cuda[:n]"``; where the chains live and the scores come from.
-            inputs: what the models want to be fed (``compdx.Inputs``); ``ask`` then returns that instead of uint8 images.
-            outputs: ``"logits"`` or ``"probabilities"`` of the original and the compressed model.
-            done: identities of seeds that need no work.
-            state: a checkpoint of an earlier loop over the same seeds with the same settings.
-            threads, isa: CPU only; they change the speed, not the result.
+            seeds: the images, uint8 ``[N, C, H, W]`` with their identities. chains: number of slots, which is the batch
+                size of every ``ask``; default min(N, 512). seed: run seed, 0..2**64-1. device: ``"cpu"`` or
+                ``"cuda[:n]"``; where the chains live and the scores come from. inputs: what the models want to be fed
+                (``compdx.Inputs``); ``ask`` then returns that instead of uint8 images. outputs: ``"logits"`` or
+                ``"probabilities"`` of the original and the compressed model. done: identities of seeds that need no
+                work. state: a checkpoint of an earlier loop over the same seeds with the same settings. threads, isa:
+                CPU only; they change the speed, not the result.
         """
         rules = ops.Rules(
             shape=seeds.shape, seed=seed, original_scores=outputs[0], compressed_scores=outputs[1], **self.settings()
@@ -206,12 +204,12 @@ class MCMCLoop:
     def ask(self) -> Any:
         """Return the next queries: uint8 ``[chains, C, H, W]``, or the models' input when started with ``inputs``.
 
-        The same array every time, overwritten by the next ``ask``. Rows of idle slots hold old or no data; their scores are ignored.
-        NumPy on the CPU, a PyTorch tensor on CUDA. Asking twice without ``tell`` gives the same queries.
+        The same array every time, overwritten by the next ``ask``. Rows of idle slots hold old or no data; their scores
+        are ignored. NumPy on the CPU, a PyTorch tensor on CUDA. Asking twice without ``tell`` gives the same queries.
         """
         ops.mutate(self._chains, self._input, **self._how)
         self._asked = True
-        return ops._typed(self._chains._backend, self._input, self._how["dtype"])
+        return self._chains.typed(self._input, self._how["dtype"])
 
     def tell(self, a: Any, b: Any) -> None:
         """Take the scores ``[chains, K]`` of the original and the compressed model on what ``ask`` returned."""
@@ -224,7 +222,10 @@ class MCMCLoop:
         self._asked = False
         self._iterations += 1
         self._counters = self._chains.poll()
-        if self._counters["ended"] - self._counts["ended"] >= self._chains.ring_capacity // 4:
+        # On the CPU the ring can be read at once; on CUDA reading waits for the device, so the ring is given time to
+        # fill.
+        pending = self._counters["ended"] - self._counts["ended"]
+        if pending >= (1 if self._chains.device == "cpu" else self._chains.ring_capacity // 4):
             self._drain()
 
     def take(self) -> Outcomes:
@@ -235,14 +236,18 @@ class MCMCLoop:
         return outcomes
 
     def findings(self) -> Findings:
-        """Return everything found so far. For loops without a driver: outcomes that ``take`` has given away are not in it."""
+        """Return everything found so far. For loops without a driver: outcomes that ``take`` has given away are not in
+        it."""
         self._kept.append(self.take())
         outcomes = Outcomes.concatenate(self._kept)
         self._kept = [outcomes]
         table = outcomes_to_table(outcomes, ops.OPERATORS)
         return Findings(
             table,
-            settings={"method": {"name": self._method.name, "settings": self._method.settings()}, "seed": self._rules.seed},
+            settings={
+                "method": {"name": self._method.name, "settings": self._method.settings()},
+                "seed": self._rules.seed,
+            },
             summary=Summary.of(table, seeds=len(self._seeds), occupancy=self.progress.occupancy),
             shape=self.shape,
         )
@@ -294,7 +299,8 @@ def _records(state: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
 
 def _in_flight(state: Mapping[str, npt.NDArray[Any]] | None, done: set[int], slots: int) -> npt.NDArray[Any]:
-    """Slots and identities of the chains of a checkpoint that go on; those without a slot start again from their seeds."""
+    """Slots and identities of the chains of a checkpoint that go on; those without a slot start again from their
+    seeds."""
     found: list[tuple[int, int]] = []
     if state is not None:
         records = _records(state)

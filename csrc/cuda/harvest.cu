@@ -1,0 +1,121 @@
+// Ended chains leave for the ring in the order of their slots: one CTA numbers them, then many move them.
+#include "cuda/common.cuh"
+#include "cuda/launch.h"
+
+namespace compdx::cuda {
+namespace {
+
+constexpr int kNumberThreads = 1024;
+constexpr int kSlotsEach = 4;  // loads in flight a thread
+constexpr int kMoveThreads = 128;
+
+// Writes 1 + place in the ring into `reserved` of the chains that are to move; nobody but move_kernel sees it. Only this kernel touches
+// the counter, after all its threads have read it.
+__global__ void __launch_bounds__(kNumberThreads)
+    number_kernel(const __grid_constant__ Slots slots, int64_t consumed) {
+    __shared__ int32_t warps[kWarp];
+    const int64_t ended = slots.counters->ended;
+    const int64_t room = slots.ring_capacity - (ended - consumed);
+    int64_t taken = 0;
+    for (int64_t base = 0; base < slots.count; base += kNumberThreads * kSlotsEach) {
+        const int64_t first = base + kSlotsEach * static_cast<int64_t>(threadIdx.x);
+        bool leaves[kSlotsEach];
+        int32_t count = 0;
+#pragma unroll
+        for (int i = 0; i < kSlotsEach; ++i) {
+            leaves[i] = first + i < slots.count && slots.chains[first + i].status == Status::ended;
+            count += leaves[i];
+        }
+        const Ordered sum = ordered_sum(count, warps);
+        int64_t number = taken + sum.before;
+#pragma unroll
+        for (int i = 0; i < kSlotsEach; ++i) {
+            if (leaves[i] && number < room) {
+                slots.chains[first + i].reserved = static_cast<uint32_t>((ended + number) % slots.ring_capacity) + 1;
+            }
+            number += leaves[i];
+        }
+        taken += sum.total;
+    }
+    if (threadIdx.x == 0) slots.counters->ended = ended + (taken < room ? taken : (room > 0 ? room : 0));
+}
+
+struct Change {
+    int64_t squares;
+    int32_t largest;
+};
+
+// Copies the image and measures how far it is from its seed; thread 0 gets the answer.
+__device__ __forceinline__ Change move_image(const uint8_t* image, const uint8_t* seed, int32_t pixels, uint8_t* to) {
+    __shared__ int64_t squares[kMoveThreads / kWarp];
+    __shared__ int32_t largest[kMoveThreads / kWarp];
+    constexpr int each = 8;
+    Change change = {0, 0};
+    for (int32_t i = each * threadIdx.x; i < pixels; i += each * blockDim.x) {
+        const Pack<uint8_t, each> values = load_pack<each>(image + i, pixels - i);
+        const Pack<uint8_t, each> origin = load_pack<each>(seed + i, pixels - i);
+#pragma unroll
+        for (int j = 0; j < each; ++j) {
+            const int32_t d = static_cast<int32_t>(values.v[j]) - origin.v[j];
+            change.squares += d * d;
+            change.largest = max(change.largest, abs(d));
+        }
+        store_pack(to + i, pixels - i, values);
+    }
+    change = {warp_sum(change.squares), warp_max(change.largest)};
+    if (lane_index() == 0) {
+        squares[warp_index()] = change.squares;
+        largest[warp_index()] = change.largest;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (int w = 1; w < kMoveThreads / kWarp; ++w) {
+            change.squares += squares[w];
+            change.largest = max(change.largest, largest[w]);
+        }
+    }
+    return change;
+}
+
+__device__ __forceinline__ void move_chain(const Rules& rules, const Slots& slots, int64_t slot) {
+    Chain& chain = slots.chains[slot];
+    const int32_t pixels = rules.shape.size();
+    const int64_t budget = rules.budget;
+    const int64_t place = static_cast<int64_t>(chain.reserved) - 1;
+    Change change = {0, 0};
+    if (chain.kind != Kind::exhausted) {
+        change = move_image(slots.image(final_buffer(chain), slot), slots.seed(chain.row, pixels), pixels,
+                            slots.ring_images + place * pixels);
+    }
+    copy_bytes(slots.traces + slot * budget, slots.ring_traces + place * budget, chain.step);
+    __syncthreads();  // all have read the record
+    if (threadIdx.x != 0) return;
+    Chain record = chain;
+    record.reserved = 0;
+    record.l2_squared = change.squares;
+    record.linf = static_cast<uint8_t>(change.largest);
+    slots.ring_chains[place] = record;
+    chain = Chain();
+}
+
+// A CTA looks after as many slots as a warp has lanes, since few of them have anything to move.
+__global__ void __launch_bounds__(kMoveThreads) move_kernel(const __grid_constant__ Rules rules, const __grid_constant__ Slots slots) {
+    const int64_t first = static_cast<int64_t>(blockIdx.x) * kWarp;
+    const int64_t mine = first + lane_index();
+    unsigned leaving = __ballot_sync(kAllLanes, mine < slots.count && slots.chains[mine].reserved != 0);
+    __syncthreads();  // before the first record is reset
+    for (; leaving != 0; leaving &= leaving - 1) move_chain(rules, slots, first + __ffs(leaving) - 1);
+}
+
+}  // namespace
+
+void harvest(const Rules& rules, const Slots& slots, int64_t consumed, void* stream) {
+    if (slots.count == 0) return;
+    if (slots.ring_capacity >= std::numeric_limits<uint32_t>::max()) {
+        throw std::runtime_error("harvest: expected a ring of less than 2^32 - 1 records, got " + std::to_string(slots.ring_capacity));
+    }
+    launch("harvest (number)", number_kernel, {1, kNumberThreads}, stream, slots, consumed);
+    launch("harvest (move)", move_kernel, {blocks_for(slots.count, kWarp, "harvest"), kMoveThreads}, stream, rules, slots);
+}
+
+}  // namespace compdx::cuda

@@ -1,0 +1,94 @@
+// The next query of every chain, one CTA each; beside it the same two steps without chains.
+#include "core/select.h"
+#include "cuda/input.cuh"
+#include "cuda/launch.h"
+#include "cuda/operators.cuh"
+
+namespace compdx::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kThreadsOfLarge = 256;
+constexpr int32_t kLargeImage = 4096;
+
+unsigned threads_for(const Shape& shape) { return shape.size() > kLargeImage ? kThreadsOfLarge : kThreads; }
+
+// One lane ranks one operator, by one whole warp.
+__device__ __forceinline__ Operator choose_operator_by_warp(const Rules& rules, const Chain& chain, const Stream& stream) {
+    const Words words = stream.words(Purpose::choose, 0);
+    const uint32_t places = permuted_places(words.w[1]);
+    const int rank = lane_index() < kOperators ? operator_rank(chain, places, lane_index()) : kOperators;
+    const int current = __shfl_sync(kAllLanes, rank, chain.last_operator);
+    const int wanted = drawn_rank(rules.selection, chain.last_operator != kNoOperator, current, words.w[0]);
+    return static_cast<Operator>(__ffs(__ballot_sync(kAllLanes, rank == wanted)) - 1);
+}
+
+__global__ void __launch_bounds__(kThreadsOfLarge)
+    mutate_kernel(const __grid_constant__ Rules rules, const __grid_constant__ Slots slots, const __grid_constant__ Input input) {
+    __shared__ Draw draw;
+    const int64_t slot = blockIdx.x;
+    Chain& chain = slots.chains[slot];
+    const Status status = chain.status;
+    if (status != Status::fresh && status != Status::active) return;  // nobody reads the scores of this slot
+    const int32_t pixels = rules.shape.size();
+    const uint8_t* seed = slots.seed(chain.row, pixels);
+    const int current = chain.current;
+    uint8_t* image = slots.image(current, slot);
+    if (status == Status::fresh) {
+        copy_bytes(seed, image, pixels);
+    } else {
+        const Stream stream = {rules.seed, chain.seed_index, chain.step + 1};
+        if (warp_index() == 0) {
+            const Operator op = choose_operator_by_warp(rules, chain, stream);
+            if (lane_index() == 0) {
+                chain.pending = op;
+                draw = draw_operator(op, stream, rules.skip_identity != 0, pixels);
+            }
+        }
+        __syncthreads();
+        const uint8_t* parent = image;
+        image = slots.image(current ^ 1, slot);
+        mutate_image({draw, stream, rules.shape, rules.overflow, rules.linf, parent, seed, image});
+    }
+    __syncthreads();
+    write_input(image, rules.shape, input, slot);
+}
+
+__global__ void __launch_bounds__(kThreadsOfLarge) apply_kernel(const __grid_constant__ ApplyTask task) {
+    __shared__ Draw draw;
+    const int64_t i = blockIdx.x;
+    const int32_t pixels = task.shape.size();
+    const Stream stream = {task.seed, task.indices[i], task.steps[i]};
+    if (threadIdx.x == 0) {
+        draw = draw_operator(task.op, stream, task.skip_identity, pixels);
+        if (task.size >= 0) draw.size = task.size;
+    }
+    __syncthreads();
+    const uint8_t* origin = task.origins + (task.one_origin ? 0 : i * pixels);
+    mutate_image({draw, stream, task.shape, task.overflow, task.linf, task.images + i * pixels, origin, task.out + i * pixels});
+}
+
+__global__ void __launch_bounds__(kThreadsOfLarge)
+    normalize_kernel(const uint8_t* images, const __grid_constant__ Shape shape, const __grid_constant__ Input input) {
+    const int64_t i = blockIdx.x;
+    write_input(images + i * shape.size(), shape, input, i);
+}
+
+}  // namespace
+
+void mutate(const Rules& rules, const Slots& slots, const Input& input, void* stream) {
+    if (slots.count == 0) return;
+    launch("mutate", mutate_kernel, {blocks_for(slots.count, 1, "mutate"), threads_for(rules.shape)}, stream, rules, slots, input);
+}
+
+void apply(const ApplyTask& task, void* stream) {
+    if (task.count == 0) return;
+    launch("apply", apply_kernel, {blocks_for(task.count, 1, "apply"), threads_for(task.shape)}, stream, task);
+}
+
+void normalize(const uint8_t* images, int64_t count, const Shape& shape, const Input& input, void* stream) {
+    if (count == 0) return;
+    launch("normalize", normalize_kernel, {blocks_for(count, 1, "normalize"), threads_for(shape)}, stream, images, shape, input);
+}
+
+}  // namespace compdx::cuda

@@ -1,0 +1,35 @@
+"""The native operators on arrays: one mutation operator, the four steps of a search, model inputs, random numbers.
+
+Arrays may come from any library that speaks DLPack. On the CPU they are used in place when they are contiguous; on a
+CUDA device they are PyTorch tensors on the current stream, every call is asynchronous, and nothing waits for the device
+unless its docstring says so. This is the only room that imports the extension.
+"""
+
+from __future__ import annotations
+
+from compdx.ops.backend import available_isas, build_info, cuda_device_count, default_threads
+from compdx.ops.chains import ACTIVE, CHAIN, ENDED, FRESH, IDLE, Chains, Rules, harvest, judge, mutate, refill
+from compdx.ops.inputs import normalize
+from compdx.ops.operators import OPERATORS, apply, philox
+
+__all__ = [
+    "ACTIVE",
+    "CHAIN",
+    "ENDED",
+    "FRESH",
+    "IDLE",
+    "OPERATORS",
+    "Chains",
+    "Rules",
+    "apply",
+    "available_isas",
+    "build_info",
+    "cuda_device_count",
+    "default_threads",
+    "harvest",
+    "judge",
+    "mutate",
+    "normalize",
+    "philox",
+    "refill",
+]

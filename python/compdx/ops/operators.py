@@ -1,0 +1,140 @@
+"""The mutation operators and their random numbers, without state."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from compdx import _core
+from compdx.ops.backend import Host, backend_for
+from compdx.ops.checks import as_images, check_seed, device_of, like, one_of
+
+OPERATORS = ("additive", "salt_pepper", "multiplicative", "pixel", "box", "gaussian", "median")
+
+_SIZES = {"pixel": range(10), "box": range(1, 6), "gaussian": (1, 3, 5, 7), "median": (1, 3, 5, 7)}
+_MAX_INDEX = 1 << 56
+
+
+def philox(key: npt.ArrayLike, counter: npt.ArrayLike) -> npt.NDArray[np.uint32]:
+    """Return Philox4x32-10 words uint32 ``[..., 4]`` for keys uint32 ``[..., 2]`` and counters uint32 ``[..., 4]``.
+
+    The generator behind every random number of compdx (Salmon et al., SC 2011); CPU.
+    """
+    keys = np.asarray(key, dtype=np.uint32)
+    counters = np.asarray(counter, dtype=np.uint32)
+    if keys.shape[-1:] != (2,) or counters.shape[-1:] != (4,):
+        msg = f"key, counter: expected shapes [..., 2] and [..., 4], got {keys.shape} and {counters.shape}"
+        raise ValueError(msg)
+    lead = np.broadcast_shapes(keys.shape[:-1], counters.shape[:-1])
+    keys = np.ascontiguousarray(np.broadcast_to(keys, (*lead, 2)))
+    counters = np.ascontiguousarray(np.broadcast_to(counters, (*lead, 4)))
+    out = np.empty_like(counters)
+    host = Host(1, None)
+    _core.philox(keys=host.view(keys), counters=host.view(counters), out=host.view(out), count=math.prod(lead))
+    return out
+
+
+def apply(
+    images: Any,
+    operator: str,
+    *,
+    size: int | None = None,
+    seed: int = 0,
+    index: Any = None,
+    step: Any = 1,
+    overflow: Literal["clip", "wrap"] = "clip",
+    linf: int | None = None,
+    origin: Any = None,
+    skip_identity: bool = False,
+    threads: int | None = None,
+    isa: str | None = None,
+) -> Any:
+    """Return the images after one mutation operator (DFlare section 3; exact laws in docs/arithmetic.md section 2).
+
+    Args:
+        images: uint8 ``[N, C, H, W]``; any DLPack array, CPU or CUDA. operator: one of ``OPERATORS``. size: replaces
+            the drawn window of ``box`` (1..5), ``gaussian`` and ``median`` (1, 3, 5, 7), or the drawn number of changed
+            values of ``pixel`` (0..9). Not for the other operators.
+        seed: run seed, 0..2**64-1.
+        index: identity of each image, an integer or int64 ``[N]`` in 0..2**56-1; default 0..N-1.
+        step: number of the mutant, an integer or int ``[N]`` in 0..2**32-1.
+        overflow: ``"clip"`` saturates at 0 and 255; ``"wrap"`` is modulo 256, as in the published code.
+        linf: largest difference from ``origin`` in grey levels (0..255); None: no bound.
+        origin: seed images uint8 ``[N, C, H, W]`` or ``[1, C, H, W]``; needed with ``linf``.
+        skip_identity: never draw a window of 1 or a change of no pixels.
+        threads, isa: CPU only; they change the speed, not the result.
+
+    Returns:
+        uint8 ``[N, C, H, W]``, a new array of the caller's library on the same device.
+
+    Randomness: a pure function of (seed, index, step), see docs/arithmetic.md section 1.
+    Errors: TypeError or ValueError that name the argument.
+    """
+    array = as_images("images", images)
+    one_of("operator", operator, OPERATORS)
+    one_of("overflow", overflow, ("clip", "wrap"))
+    check_seed(seed)
+    if size is not None and size not in _SIZES.get(operator, ()):
+        allowed = ", ".join(map(str, _SIZES.get(operator, ()))) or "none (this operator has no size)"
+        msg = f"size: expected one of {allowed} for {operator!r}, got {size}"
+        raise ValueError(msg)
+    count = int(array.shape[0])
+    backend = backend_for(device_of(array), threads, isa)
+    indices = backend.put(
+        _per_image("index", np.arange(count) if index is None else index, count, np.uint64, _MAX_INDEX)
+    )
+    steps = backend.put(_per_image("step", step, count, np.uint32, 1 << 32))
+    origins = array if linf is None else _origin(array, origin, linf)
+    out = backend.zeros(tuple(array.shape), np.uint8)
+    backend.call(
+        "apply",
+        operator=operator,
+        size=-1 if size is None else size,
+        seed=seed,
+        shape=tuple(map(int, array.shape[1:])),
+        overflow=overflow,
+        linf=-1 if linf is None else linf,
+        skip_identity=skip_identity,
+        count=count,
+        images=backend.view(array),
+        indices=backend.view(indices),
+        steps=backend.view(steps),
+        origins=backend.view(origins),
+        origin_count=int(origins.shape[0]),
+        out=backend.view(out),
+    )
+    return like(images, out)
+
+
+def _origin(array: Any, origin: Any, linf: int) -> Any:
+    if not 0 <= linf <= 255:
+        msg = f"linf: expected 0..255 grey levels, got {linf}"
+        raise ValueError(msg)
+    if origin is None:
+        msg = "origin: expected the seed images, which linf= is measured from; got None"
+        raise ValueError(msg)
+    origins = as_images("origin", origin)
+    if tuple(origins.shape[1:]) != tuple(array.shape[1:]) or origins.shape[0] not in (1, array.shape[0]):
+        msg = f"origin: expected shape {tuple(array.shape)} or 1 image of it, got {tuple(origins.shape)}"
+        raise ValueError(msg)
+    if device_of(origins) != device_of(array):
+        msg = f"origin: expected device {device_of(array)}, got {device_of(origins)}"
+        raise ValueError(msg)
+    return origins
+
+
+def _per_image(name: str, value: Any, count: int, dtype: type[np.generic], limit: int) -> npt.NDArray[Any]:
+    array = np.asarray(value)
+    if array.dtype.kind not in "iu":
+        msg = f"{name}: expected integers, got {array.dtype}"
+        raise TypeError(msg)
+    if array.ndim > 1 or (array.ndim == 1 and array.shape[0] != count):
+        msg = f"{name}: expected an integer or shape [{count}], got {array.shape}"
+        raise ValueError(msg)
+    if array.size and (int(array.min()) < 0 or int(array.max()) >= limit):
+        msg = f"{name}: expected values in 0..{limit - 1}, got {int(array.min())}..{int(array.max())}"
+        raise ValueError(msg)
+    return np.ascontiguousarray(np.broadcast_to(array.astype(dtype), (count,)))
