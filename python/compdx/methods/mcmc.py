@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compdx import ops
-from compdx.findings import EXHAUSTED, SEED, Findings, Outcomes, Summary, outcomes_to_table
+from compdx.findings import EFFECTIVE, EXHAUSTED, INVALID, SEED, Findings, Outcomes, Summary, outcomes_to_table
 from compdx.methods.base import Progress
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class MCMCLoop:
         self._kept: list[Outcomes] = []
         self._asked = False
         self._iterations = 0
-        self._counts = dict.fromkeys(("ended", "already_deviating", "exhausted"), 0)
+        self._counts = dict.fromkeys(("ended", "found", "already_deviating", "exhausted"), 0)
         self._counters = self._chains.counters
 
     @property
@@ -193,7 +193,7 @@ class MCMCLoop:
         return Progress(
             seeds=self._total,
             ended=counts["ended"],
-            found=counts["ended"] - counts["already_deviating"] - counts["exhausted"],
+            found=counts["found"],
             already_deviating=counts["already_deviating"],
             exhausted=counts["exhausted"],
             queries=asked,
@@ -262,6 +262,7 @@ class MCMCLoop:
         if not len(chains):
             return
         self._counts["ended"] += len(chains)
+        self._counts["found"] += int(np.sum((chains["kind"] == EFFECTIVE) | (chains["kind"] == INVALID)))
         self._counts["already_deviating"] += int(np.sum(chains["kind"] == SEED))
         self._counts["exhausted"] += int(np.sum(chains["kind"] == EXHAUSTED))
         self._ended.append(_outcomes(drained))
