@@ -11,8 +11,7 @@ constexpr int kMoveThreads = 128;
 
 // Writes 1 + place in the ring into `reserved` of the chains that are to move; nobody but move_kernel sees it. Only this kernel touches
 // the counter, after all its threads have read it.
-__global__ void __launch_bounds__(kNumberThreads)
-    number_kernel(const __grid_constant__ Slots slots, int64_t consumed) {
+__global__ void __launch_bounds__(kNumberThreads) number_kernel(const __grid_constant__ Slots slots, int64_t consumed) {
     __shared__ int32_t warps[kWarp];
     const int64_t ended = slots.counters->ended;
     const int64_t room = slots.ring_capacity - (ended - consumed);
@@ -99,11 +98,12 @@ __device__ __forceinline__ void move_chain(const Rules& rules, const Slots& slot
 }
 
 // A CTA looks after as many slots as a warp has lanes, since few of them have anything to move.
-__global__ void __launch_bounds__(kMoveThreads) move_kernel(const __grid_constant__ Rules rules, const __grid_constant__ Slots slots) {
+__global__ void __launch_bounds__(kMoveThreads)
+    move_kernel(const __grid_constant__ Rules rules, const __grid_constant__ Slots slots) {
     const int64_t first = static_cast<int64_t>(blockIdx.x) * kWarp;
     const int64_t mine = first + lane_index();
     unsigned leaving = __ballot_sync(kAllLanes, mine < slots.count && slots.chains[mine].reserved != 0);
-    __syncthreads();  // before the first record is reset
+    // Records are reset behind a barrier in move_chain, which every warp reaches with this mask in hand.
     for (; leaving != 0; leaving &= leaving - 1) move_chain(rules, slots, first + __ffs(leaving) - 1);
 }
 
@@ -112,10 +112,12 @@ __global__ void __launch_bounds__(kMoveThreads) move_kernel(const __grid_constan
 void harvest(const Rules& rules, const Slots& slots, int64_t consumed, void* stream) {
     if (slots.count == 0) return;
     if (slots.ring_capacity >= std::numeric_limits<uint32_t>::max()) {
-        throw std::runtime_error("harvest: expected a ring of less than 2^32 - 1 records, got " + std::to_string(slots.ring_capacity));
+        throw std::runtime_error("harvest: expected a ring of less than 2^32 - 1 records, got " +
+                                 std::to_string(slots.ring_capacity));
     }
     launch("harvest (number)", number_kernel, {1, kNumberThreads}, stream, slots, consumed);
-    launch("harvest (move)", move_kernel, {blocks_for(slots.count, kWarp, "harvest"), kMoveThreads}, stream, rules, slots);
+    launch("harvest (move)", move_kernel, {blocks_for(slots.count, kWarp, "harvest"), kMoveThreads}, stream, rules,
+           slots);
 }
 
 }  // namespace compdx::cuda

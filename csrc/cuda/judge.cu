@@ -31,7 +31,8 @@ __device__ __forceinline__ bool is_better(const Best& a, const Best& b) {
 __device__ __forceinline__ Best warp_best(Best best) {
 #pragma unroll
     for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-        const Best other = {__shfl_xor_sync(kAllLanes, best.score, distance), __shfl_xor_sync(kAllLanes, best.index, distance)};
+        const Best other = {__shfl_xor_sync(kAllLanes, best.score, distance),
+                            __shfl_xor_sync(kAllLanes, best.index, distance)};
         if (is_better(other, best)) best = other;
     }
     return best;
@@ -89,7 +90,8 @@ __device__ __forceinline__ bool enter_nearest(const Rules& rules, const Slots& s
     const uint32_t held = states < rules.capacity ? states : rules.capacity;
     for (uint32_t i = 0; i < held; ++i) {
         uint64_t distance = 0;
-        for (int64_t k = lane_index(); k < width; k += kWarp) distance += squared_difference(state[k], archive[i * width + k]);
+        for (int64_t k = lane_index(); k < width; k += kWarp)
+            distance += squared_difference(state[k], archive[i * width + k]);
         if (warp_sum(distance) <= rules.threshold) return false;
     }
     uint16_t* entry = archive + states % rules.capacity * width;
@@ -98,7 +100,8 @@ __device__ __forceinline__ bool enter_nearest(const Rules& rules, const Slots& s
 }
 
 // The chain's table is probed by lane 0 alone: a state that was seen before is found at the first place as a rule.
-__device__ __forceinline__ bool enter_hash(const Rules& rules, const Slots& slots, int64_t slot, uint32_t states, uint64_t hash) {
+__device__ __forceinline__ bool enter_hash(const Rules& rules, const Slots& slots, int64_t slot, uint32_t states,
+                                           uint64_t hash) {
     bool novel = false;
     if (lane_index() == 0) {
         uint32_t* table = static_cast<uint32_t*>(slots.coverage) + slot * rules.capacity;
@@ -107,7 +110,7 @@ __device__ __forceinline__ bool enter_hash(const Rules& rules, const Slots& slot
     return __shfl_sync(kAllLanes, static_cast<int>(novel), 0) != 0;
 }
 
-__global__ void __launch_bounds__(kWarp * kWarpsPerBlock)
+__global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
     judge_kernel(const __grid_constant__ Rules rules, const __grid_constant__ Slots slots, const float* original,
                  const float* compressed, int32_t classes) {
     const int64_t slot = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + warp_index();
@@ -116,15 +119,18 @@ __global__ void __launch_bounds__(kWarp * kWarpsPerBlock)
     const Status status = chain.status;
     if (status != Status::fresh && status != Status::active) return;
     uint16_t* state = nullptr;  // of both models, for nearest only
-    if (rules.coverage == Coverage::nearest) state = reinterpret_cast<uint16_t*>(dynamic_shared()) + warp_index() * 2 * classes;
+    if (rules.coverage == Coverage::nearest) {
+        state = reinterpret_cast<uint16_t*>(dynamic_shared()) + warp_index() * 2 * classes;
+    }
     uint16_t* state_of_compressed = state == nullptr ? nullptr : state + classes;
     const Scored a = score_row(original + slot * classes, classes, rules.original_scores, 0, rules.grid, state);
-    const Scored b = score_row(compressed + slot * classes, classes, rules.compressed_scores, 1, rules.grid, state_of_compressed);
-    __syncwarp();
-    const Verdict verdict = {static_cast<uint8_t>((a.finite ? 0 : 1) | (b.finite ? 0 : 2)), a.label, b.label, a.confidence,
-                             b.confidence};
+    const Scored b =
+        score_row(compressed + slot * classes, classes, rules.compressed_scores, 1, rules.grid, state_of_compressed);
     const uint32_t states = chain.states;
     uint8_t trace = chain.pending;
+    __syncwarp();  // from here on lane 0 changes the record, and all read the state
+    const Verdict verdict = {static_cast<uint8_t>((a.finite ? 0 : 1) | (b.finite ? 0 : 2)), a.label, b.label,
+                             a.confidence, b.confidence};
     bool goes_on = false;
     if (lane_index() == 0) goes_on = record_verdict(chain, verdict);
     goes_on = __shfl_sync(kAllLanes, static_cast<int>(goes_on), 0) != 0;
@@ -136,39 +142,41 @@ __global__ void __launch_bounds__(kWarp * kWarpsPerBlock)
     if (lane_index() == 0 && status == Status::active) slots.traces[slot * rules.budget + chain.step - 1] = trace;
 }
 
-// Shared memory that `warps` states take; beyond what every kernel may have, the limit is raised.
-size_t reserve_states(int32_t classes, int warps) {
-    const size_t bytes = static_cast<size_t>(warps) * 2 * classes * sizeof(uint16_t);
-    constexpr size_t always_allowed = 48 * 1024;
-    if (bytes <= always_allowed) return bytes;
+size_t bytes_of_states(int32_t classes, int warps) {
+    return static_cast<size_t>(warps) * 2 * classes * sizeof(uint16_t);
+}
+
+size_t shared_memory_limit() {
     int device = 0;
     int limit = 0;
     check(cudaGetDevice(&device), "judge");
     check(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "judge");
-    if (bytes > static_cast<size_t>(limit)) {
-        if (warps > 1) return 0;
-        throw std::runtime_error("judge: coverage \"nearest\" holds the probabilities of all classes in shared memory; this device takes " +
-                                 std::to_string(limit / (2 * sizeof(uint16_t))) + " classes, got " + std::to_string(classes));
+    return static_cast<size_t>(limit);
+}
+
+// Shapes the launch so that the states of its warps fit into shared memory: four warps a CTA, one when there are very many classes.
+Extent extent_for_states(int32_t classes, int64_t slots) {
+    const size_t limit = shared_memory_limit();
+    const int warps = bytes_of_states(classes, kWarpsPerBlock) <= limit ? kWarpsPerBlock : 1;
+    const size_t shared = bytes_of_states(classes, warps);
+    if (shared > limit) {
+        throw std::runtime_error("judge: this device has room for " + std::to_string(limit / bytes_of_states(1, 1)) +
+                                 " classes with coverage \"nearest\", got " + std::to_string(classes));
     }
-    check(cudaFuncSetAttribute(judge_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "judge");
-    return bytes;
+    check(cudaFuncSetAttribute(judge_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+          "judge");
+    return {blocks_for(slots, warps, "judge"), static_cast<unsigned>(kWarp * warps), shared};
 }
 
 }  // namespace
 
-void judge(const Rules& rules, const Slots& slots, const float* original, const float* compressed, int32_t classes, void* stream) {
+void judge(const Rules& rules, const Slots& slots, const float* original, const float* compressed, int32_t classes,
+           void* stream) {
     if (slots.count == 0) return;
-    int warps = kWarpsPerBlock;
-    size_t shared = 0;
-    if (rules.coverage == Coverage::nearest) {
-        shared = reserve_states(classes, warps);
-        if (shared == 0) {
-            warps = 1;
-            shared = reserve_states(classes, warps);
-        }
-    }
-    launch("judge", judge_kernel, {blocks_for(slots.count, warps, "judge"), static_cast<unsigned>(kWarp * warps), shared}, stream,
-           rules, slots, original, compressed, classes);
+    const Extent extent = rules.coverage == Coverage::nearest
+                              ? extent_for_states(classes, slots.count)
+                              : Extent{blocks_for(slots.count, kWarpsPerBlock, "judge"), kWarp * kWarpsPerBlock};
+    launch("judge", judge_kernel, extent, stream, rules, slots, original, compressed, classes);
 }
 
 }  // namespace compdx::cuda

@@ -10,11 +10,14 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kThreadsOfLarge = 256;
 constexpr int32_t kLargeImage = 4096;
+// Large CTAs that fit on a multiprocessor at once: 48 registers a thread are what the 7 x 7 median needs to keep its window in them.
+constexpr int kResident = 5;
 
 unsigned threads_for(const Shape& shape) { return shape.size() > kLargeImage ? kThreadsOfLarge : kThreads; }
 
 // One lane ranks one operator, by one whole warp.
-__device__ __forceinline__ Operator choose_operator_by_warp(const Rules& rules, const Chain& chain, const Stream& stream) {
+__device__ __forceinline__ Operator choose_operator_by_warp(const Rules& rules, const Chain& chain,
+                                                            const Stream& stream) {
     const Words words = stream.words(Purpose::choose, 0);
     const uint32_t places = permuted_places(words.w[1]);
     const int rank = lane_index() < kOperators ? operator_rank(chain, places, lane_index()) : kOperators;
@@ -23,8 +26,9 @@ __device__ __forceinline__ Operator choose_operator_by_warp(const Rules& rules, 
     return static_cast<Operator>(__ffs(__ballot_sync(kAllLanes, rank == wanted)) - 1);
 }
 
-__global__ void __launch_bounds__(kThreadsOfLarge)
-    mutate_kernel(const __grid_constant__ Rules rules, const __grid_constant__ Slots slots, const __grid_constant__ Input input) {
+__global__ void __launch_bounds__(kThreadsOfLarge, kResident)
+    mutate_kernel(const __grid_constant__ Rules rules, const __grid_constant__ Slots slots,
+                  const __grid_constant__ Input input) {
     __shared__ Draw draw;
     const int64_t slot = blockIdx.x;
     Chain& chain = slots.chains[slot];
@@ -54,7 +58,7 @@ __global__ void __launch_bounds__(kThreadsOfLarge)
     write_input(image, rules.shape, input, slot);
 }
 
-__global__ void __launch_bounds__(kThreadsOfLarge) apply_kernel(const __grid_constant__ ApplyTask task) {
+__global__ void __launch_bounds__(kThreadsOfLarge, kResident) apply_kernel(const __grid_constant__ ApplyTask task) {
     __shared__ Draw draw;
     const int64_t i = blockIdx.x;
     const int32_t pixels = task.shape.size();
@@ -65,7 +69,8 @@ __global__ void __launch_bounds__(kThreadsOfLarge) apply_kernel(const __grid_con
     }
     __syncthreads();
     const uint8_t* origin = task.origins + (task.one_origin ? 0 : i * pixels);
-    mutate_image({draw, stream, task.shape, task.overflow, task.linf, task.images + i * pixels, origin, task.out + i * pixels});
+    mutate_image(
+        {draw, stream, task.shape, task.overflow, task.linf, task.images + i * pixels, origin, task.out + i * pixels});
 }
 
 __global__ void __launch_bounds__(kThreadsOfLarge)
@@ -78,7 +83,8 @@ __global__ void __launch_bounds__(kThreadsOfLarge)
 
 void mutate(const Rules& rules, const Slots& slots, const Input& input, void* stream) {
     if (slots.count == 0) return;
-    launch("mutate", mutate_kernel, {blocks_for(slots.count, 1, "mutate"), threads_for(rules.shape)}, stream, rules, slots, input);
+    launch("mutate", mutate_kernel, {blocks_for(slots.count, 1, "mutate"), threads_for(rules.shape)}, stream, rules,
+           slots, input);
 }
 
 void apply(const ApplyTask& task, void* stream) {
@@ -88,7 +94,8 @@ void apply(const ApplyTask& task, void* stream) {
 
 void normalize(const uint8_t* images, int64_t count, const Shape& shape, const Input& input, void* stream) {
     if (count == 0) return;
-    launch("normalize", normalize_kernel, {blocks_for(count, 1, "normalize"), threads_for(shape)}, stream, images, shape, input);
+    launch("normalize", normalize_kernel, {blocks_for(count, 1, "normalize"), threads_for(shape)}, stream, images,
+           shape, input);
 }
 
 }  // namespace compdx::cuda

@@ -184,13 +184,14 @@ struct Median {
 
 // Eight threads a row: planes are narrow, and so few of them fall beyond its end.
 template <class Filter>
-__device__ __forceinline__ void stage_tile(const uint8_t* plane, const Shape& shape, int32_t left, int32_t top, int32_t columns,
-                                           int32_t rows, uint8_t* tile) {
+__device__ __forceinline__ void stage_tile(const uint8_t* plane, const Shape& shape, int32_t left, int32_t top,
+                                           int32_t columns, int32_t rows, uint8_t* tile) {
     constexpr int together = 8;
     for (int32_t x = threadIdx.x % together; x < columns; x += together) {
         const uint8_t* column = plane + Filter::border(left + x, shape.width);
         for (int32_t y = threadIdx.x / together; y < rows; y += blockDim.x / together) {
-            tile[y * kTileStride + x] = column[static_cast<int64_t>(Filter::border(top + y, shape.height)) * shape.width];
+            tile[y * kTileStride + x] =
+                column[static_cast<int64_t>(Filter::border(top + y, shape.height)) * shape.width];
         }
     }
 }
@@ -204,8 +205,8 @@ __device__ void filter_tile(const Mutation& mutation, int64_t plane, int32_t lef
     const int32_t width = min(kTileWidth, shape.width - left);
     const int32_t height = min(kTileHeight, shape.height - top);
     const int32_t runs = (height + run - 1) / run;
-    stage_tile<Filter>(mutation.parent + plane, shape, left - Filter::size / 2, top - Filter::size / 2, width + Filter::size - 1,
-                       runs * run + Filter::size - 1, tile);
+    stage_tile<Filter>(mutation.parent + plane, shape, left - Filter::size / 2, top - Filter::size / 2,
+                       width + Filter::size - 1, runs * run + Filter::size - 1, tile);
     __syncthreads();
     for (int32_t i = threadIdx.x; i < width * runs; i += blockDim.x) {
         const int32_t y = i / width * run;
@@ -283,7 +284,8 @@ __device__ __forceinline__ void mutate_image(const Mutation& mutation) {
         case kSaltPepper:
             return mutate_salt_pepper(mutation);
         case kMultiplicative:
-            return wrap ? mutate_multiplicative<Overflow::wrap>(mutation) : mutate_multiplicative<Overflow::clip>(mutation);
+            return wrap ? mutate_multiplicative<Overflow::wrap>(mutation)
+                        : mutate_multiplicative<Overflow::clip>(mutation);
         case kPixel:
             return mutate_pixel(mutation);
         case kBox:

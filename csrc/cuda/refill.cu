@@ -52,8 +52,7 @@ __global__ void __launch_bounds__(kLoadThreads) load_kernel(const __grid_constan
 
 // Tables of the chains that have not been judged yet; whether they came now or were waiting, theirs are empty. One warp looks after as
 // many slots as it has lanes.
-__global__ void __launch_bounds__(kClearThreads)
-    clear_kernel(const __grid_constant__ Slots slots, uint32_t capacity) {
+__global__ void __launch_bounds__(kClearThreads) clear_kernel(const __grid_constant__ Slots slots, uint32_t capacity) {
     constexpr int each = 4;
     const int64_t first = (static_cast<int64_t>(blockIdx.x) * (kClearThreads / kWarp) + warp_index()) * kWarp;
     const int64_t mine = first + lane_index();
@@ -73,8 +72,9 @@ void refill(const Rules& rules, const Slots& slots, void* stream) {
     if (slots.count == 0) return;
     launch("refill (load)", load_kernel, {1, kLoadThreads}, stream, slots);
     if (rules.coverage != Coverage::hash) return;
-    launch("refill (clear)", clear_kernel, {blocks_for(slots.count, kWarp * (kClearThreads / kWarp), "refill"), kClearThreads}, stream,
-           slots, rules.capacity);
+    launch("refill (clear)", clear_kernel,
+           {blocks_for(slots.count, kWarp * (kClearThreads / kWarp), "refill"), kClearThreads}, stream, slots,
+           rules.capacity);
 }
 
 }  // namespace compdx::cuda

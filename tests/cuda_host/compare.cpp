@@ -1,0 +1,344 @@
+// The CUDA kernels, run by the emulator, against the CPU back end: every byte that either may write, after every step of random searches.
+// Prints what was compared; the exit status tells whether all of it was equal.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/loops.h"
+#include "cpu/search.h"
+#include "cuda/launch.h"
+#include "cuda_runtime.h"
+
+namespace compdx {
+
+// The test needs one instruction set; isa.cpp would ask for all of them.
+const Loops& loops(Isa) { return scalar::loops(); }
+
+namespace {
+
+const cpu::Execution kOneThread = {1, Isa::scalar};
+constexpr size_t kGuard = 64;  // bytes behind each array that nobody may touch
+
+std::mt19937_64 generator(20240229);
+uint64_t random_below(uint64_t n) { return generator() % n; }
+
+template <class T>
+struct Array {
+    explicit Array(size_t count = 0) : count(count), memory(count * sizeof(T) + kGuard, 0xee) {
+        for (size_t i = 0; i < count; ++i) data()[i] = T();
+    }
+    T* data() { return reinterpret_cast<T*>(memory.data()); }
+    void fill_randomly() {
+        for (size_t i = 0; i < count * sizeof(T); ++i) memory[i] = static_cast<uint8_t>(generator());
+    }
+    size_t count;
+    std::vector<uint8_t> memory;
+};
+
+struct Settings {
+    Rules rules;
+    Input input;
+    int64_t chains;
+    int64_t pitch;
+    int64_t seeds;
+    int64_t ring;
+    int32_t classes;
+};
+
+// A search with all its memory, so that a copy of it is a second search in the same state.
+struct Search {
+    Settings settings;
+    Array<Chain> chains;
+    Array<uint8_t> images, traces, coverage, seeds, ring_images, ring_traces, input, table;
+    Array<Counters> counters;
+    Array<uint64_t> identities;
+    Array<int64_t> queue;
+    Array<Chain> ring_chains;
+
+    explicit Search(const Settings& s) : settings(s) {
+        const size_t pixels = s.rules.shape.size();
+        const size_t element = s.input.element_size();
+        chains = Array<Chain>(s.chains);
+        images = Array<uint8_t>(2 * s.chains * s.pitch);
+        traces = Array<uint8_t>(s.chains * s.rules.budget);
+        const size_t entry = s.rules.coverage == Coverage::hash ? sizeof(uint32_t) : 2 * s.classes * sizeof(uint16_t);
+        coverage = Array<uint8_t>(s.chains * s.rules.capacity * entry);
+        seeds = Array<uint8_t>(s.seeds * pixels);
+        seeds.fill_randomly();
+        counters = Array<Counters>(1);
+        identities = Array<uint64_t>(s.seeds);
+        queue = Array<int64_t>(s.seeds);
+        for (int64_t i = 0; i < s.seeds; ++i) {
+            identities.data()[i] = random_below(1ull << 56);
+            queue.data()[i] = s.seeds - 1 - i;
+        }
+        ring_chains = Array<Chain>(s.ring);
+        ring_images = Array<uint8_t>(s.ring * pixels);
+        ring_traces = Array<uint8_t>(s.ring * s.rules.budget);
+        input = Array<uint8_t>(s.chains * pixels * element);
+        table = Array<uint8_t>(s.rules.shape.channels * 256 * element);
+        table.fill_randomly();
+    }
+
+    Slots slots() {
+        return {settings.chains,   settings.pitch,     chains.data(),      images.data(),
+                traces.data(),     coverage.data(),    counters.data(),    seeds.data(),
+                identities.data(), settings.seeds,     queue.data(),       settings.seeds,
+                settings.ring,     ring_chains.data(), ring_images.data(), ring_traces.data()};
+    }
+
+    Input model_input() {
+        Input result = settings.input;
+        result.data = input.data();
+        result.table = settings.input.type == InputType::uint8 ? nullptr : table.data();
+        return result;
+    }
+};
+
+int differences = 0;
+int64_t bytes_compared = 0;
+
+template <class T>
+void compare(const char* what, const char* array, const Array<T>& cpu, const Array<T>& cuda) {
+    bytes_compared += cpu.memory.size();
+    if (cpu.memory == cuda.memory) return;
+    for (size_t i = 0; i < cpu.memory.size(); ++i) {
+        if (cpu.memory[i] == cuda.memory[i]) continue;
+        std::printf("%s: %s differ at byte %zu of %zu (element %zu): CPU %d, CUDA %d\n", what, array, i,
+                    cpu.memory.size() - kGuard, i / sizeof(T), cpu.memory[i], cuda.memory[i]);
+        differences += 1;
+        return;
+    }
+}
+
+void compare(const std::string& step, const Search& cpu, const Search& cuda) {
+    const char* what = step.c_str();
+    compare(what, "chains", cpu.chains, cuda.chains);
+    compare(what, "images", cpu.images, cuda.images);
+    compare(what, "traces", cpu.traces, cuda.traces);
+    compare(what, "coverage", cpu.coverage, cuda.coverage);
+    compare(what, "counters", cpu.counters, cuda.counters);
+    compare(what, "ring_chains", cpu.ring_chains, cuda.ring_chains);
+    compare(what, "ring_images", cpu.ring_images, cuda.ring_images);
+    compare(what, "ring_traces", cpu.ring_traces, cuda.ring_traces);
+    compare(what, "input", cpu.input, cuda.input);
+}
+
+// Scores that now and then deviate, tie, sink below the range of exp, or are not numbers.
+void draw_scores(const Settings& s, Scores kind, std::vector<float>& scores, const std::vector<float>* like) {
+    scores.resize(s.chains * s.classes);
+    for (int64_t slot = 0; slot < s.chains; ++slot) {
+        float* row = scores.data() + slot * s.classes;
+        for (int32_t k = 0; k < s.classes; ++k) {
+            const double u = static_cast<double>(random_below(1 << 24)) / (1 << 24);
+            row[k] = static_cast<float>(kind == Scores::logits ? 12 * u - 6 : u);
+            if (like != nullptr && random_below(40) != 0) row[k] = (*like)[slot * s.classes + k] * 0.999f;
+        }
+        if (like == nullptr && random_below(4) != 0)
+            row[random_below(s.classes)] = kind == Scores::logits ? 25.0f : 1.0f;
+        if (random_below(30) == 0) row[random_below(s.classes)] = row[random_below(s.classes)];
+        if (random_below(60) == 0) row[random_below(s.classes)] = random_below(2) != 0 ? NAN : -INFINITY;
+        if (random_below(10) == 0) std::fill(row, row + s.classes, random_below(2) != 0 ? 0.0f : -0.0f);
+    }
+}
+
+void search(const Settings& settings, int iterations, const std::string& name) {
+    Search cpu(settings);
+    Search cuda = cpu;
+    std::vector<float> original, compressed;
+    int64_t consumed = 0;
+    const Rules& rules = settings.rules;
+    int64_t kinds[5] = {};
+    for (int i = 0; i < iterations && differences == 0; ++i) {
+        emulator::set_order(static_cast<emulator::Order>(i % 3));
+        const std::string step = name + ", iteration " + std::to_string(i) + ", ";
+        cpu::refill(rules, cpu.slots());
+        cuda::refill(rules, cuda.slots(), nullptr);
+        compare(step + "refill", cpu, cuda);
+        cpu::mutate(rules, cpu.slots(), cpu.model_input(), kOneThread);
+        cuda::mutate(rules, cuda.slots(), cuda.model_input(), nullptr);
+        compare(step + "mutate", cpu, cuda);
+        draw_scores(settings, rules.original_scores, original, nullptr);
+        draw_scores(settings, rules.compressed_scores, compressed,
+                    rules.original_scores == rules.compressed_scores ? &original : nullptr);
+        cpu::judge(rules, cpu.slots(), original.data(), compressed.data(), settings.classes, kOneThread);
+        cuda::judge(rules, cuda.slots(), original.data(), compressed.data(), settings.classes, nullptr);
+        compare(step + "judge", cpu, cuda);
+        cpu::harvest(rules, cpu.slots(), consumed);
+        cuda::harvest(rules, cuda.slots(), consumed, nullptr);
+        compare(step + "harvest", cpu, cuda);
+        const int64_t ended = cpu.counters.data()->ended;
+        for (int64_t r = consumed; r < ended; ++r)
+            kinds[static_cast<int>(cpu.ring_chains.data()[r % settings.ring].kind)] += 1;
+        // At times the reader is late, and ended chains have to wait.
+        if (i % 4 != 1) consumed = ended;
+    }
+    std::printf("%s: effective %ld, invalid %ld, seed %ld, non-finite %ld, exhausted %ld\n", name.c_str(),
+                static_cast<long>(kinds[0]), static_cast<long>(kinds[1]), static_cast<long>(kinds[2]),
+                static_cast<long>(kinds[3]), static_cast<long>(kinds[4]));
+}
+
+void searches() {
+    const Shape shapes[] = {{1, 28, 28}, {3, 32, 32}, {2, 5, 3}, {1, 1, 1}, {3, 37, 70}};
+    const int32_t classes[] = {10, 2, 10, 33, 5};
+    int number = 0;
+    for (size_t i = 0; i < std::size(shapes); ++i) {
+        for (int variant = 0; variant < 6; ++variant, ++number) {
+            Settings s = {};
+            s.rules.seed = generator();
+            s.rules.shape = shapes[i];
+            s.rules.budget = variant == 5 ? 1 : 12;
+            s.rules.overflow = static_cast<Overflow>(variant % 2);
+            s.rules.linf = variant % 3 == 2 ? 20 : -1;
+            s.rules.skip_identity = variant == 3;
+            s.rules.selection = static_cast<Selection>(variant % 3);
+            s.rules.acceptance = static_cast<Acceptance>(number % 4);
+            s.rules.coverage = static_cast<Coverage>(variant % 2);
+            s.rules.grid = 10;
+            s.rules.threshold = 1u << 24;
+            s.rules.capacity = s.rules.coverage == Coverage::hash ? 4u << variant : 3;
+            s.rules.original_scores = static_cast<Scores>(number / 2 % 2);
+            s.rules.compressed_scores = static_cast<Scores>(number / 3 % 2);
+            s.input.type = static_cast<InputType>(variant % 3);
+            s.input.layout = static_cast<Layout>(variant / 3);
+            s.chains = shapes[i].size() < 100 ? 70 : 9;
+            s.pitch = (shapes[i].size() + 15) / 16 * 16 + (variant == 4 ? 1 : 0);  // 1: images that are not aligned
+            s.seeds = 3 * s.chains;
+            s.ring = s.chains / 2 + 1;
+            s.classes = classes[i];
+            search(s, 20, "search " + std::to_string(number));
+        }
+    }
+}
+
+// Many slots: more than one round of the scans, with ended and idle chains in random places.
+void crowds() {
+    Settings s = {};
+    s.rules.shape = {1, 2, 2};
+    s.rules.budget = 3;
+    s.rules.capacity = 2;
+    s.chains = 5000;
+    s.pitch = 4;
+    s.seeds = 9000;
+    s.ring = 4000;
+    s.classes = 2;
+    search(s, 4, "crowd");
+}
+
+void many_classes() {
+    for (const Coverage coverage : {Coverage::hash, Coverage::nearest}) {
+        for (const int32_t classes : {1000, 20000}) {  // 20000: one warp a CTA
+            Settings s = {};
+            s.rules.shape = {1, 2, 2};
+            s.rules.budget = 6;
+            s.rules.coverage = coverage;
+            s.rules.threshold = 1u << 10;
+            s.rules.grid = 1000;
+            s.rules.capacity = coverage == Coverage::hash ? 16 : 2;
+            s.chains = 6;
+            s.pitch = 16;
+            s.seeds = 9;
+            s.ring = 6;
+            s.classes = classes;
+            search(s, 7, "classes " + std::to_string(classes));
+        }
+    }
+}
+
+// Every operator with every size, clipped and wrapped, bounded and not.
+void operators(const Shape& shape, int64_t count) {
+    const size_t pixels = shape.size();
+    Array<uint8_t> images(count * pixels), origins(count * pixels);
+    images.fill_randomly();
+    origins.fill_randomly();
+    std::vector<uint64_t> indices(count);
+    std::vector<uint32_t> steps(count);
+    for (int64_t i = 0; i < count; ++i) {
+        indices[i] = random_below(1ull << 56);
+        steps[i] = static_cast<uint32_t>(1 + random_below(1000));
+    }
+    int variant = 0;
+    for (int op = 0; op < kOperators; ++op) {
+        for (const int size : {-1, 0, 1, 2, 3, 4, 5, 7, 9}) {
+            const bool is_point = op == kAdditive || op == kSaltPepper || op == kMultiplicative;
+            if (size >= 0 &&
+                (is_point || (op == kBox && (size < 1 || size > 5)) || (op > kBox && (size % 2 == 0 || size > 7))))
+                continue;
+            for (int overflow = 0; overflow < 2; ++overflow, ++variant) {
+                Array<uint8_t> cpu(count * pixels), cuda(count * pixels);
+                emulator::set_order(static_cast<emulator::Order>(variant % 3));
+                ApplyTask task = {static_cast<Operator>(op),
+                                  size,
+                                  generator(),
+                                  shape,
+                                  static_cast<Overflow>(overflow),
+                                  variant % 3 == 0 ? 30 : -1,
+                                  variant % 5 == 0,
+                                  count,
+                                  images.data(),
+                                  indices.data(),
+                                  steps.data(),
+                                  origins.data(),
+                                  variant % 2 == 0,
+                                  cpu.data()};
+                cpu::apply(task, kOneThread);
+                task.out = cuda.data();
+                cuda::apply(task, nullptr);
+                compare(("apply operator " + std::to_string(op) + " size " + std::to_string(size)).c_str(), "images",
+                        cpu, cuda);
+            }
+        }
+    }
+    for (int type = 0; type < 3; ++type) {
+        for (int layout = 0; layout < 2; ++layout) {
+            Input input = {nullptr, nullptr, static_cast<InputType>(type), static_cast<Layout>(layout)};
+            Array<uint8_t> table(shape.channels * 256 * input.element_size());
+            table.fill_randomly();
+            Array<uint8_t> cpu(count * pixels * input.element_size()), cuda(count * pixels * input.element_size());
+            input.table = table.data();
+            input.data = cpu.data();
+            cpu::normalize(images.data(), count, shape, input, kOneThread);
+            input.data = cuda.data();
+            cuda::normalize(images.data(), count, shape, input, nullptr);
+            compare("normalize", "input", cpu, cuda);
+        }
+    }
+}
+
+void refuses_too_many_classes() {
+    Settings s = {};
+    s.rules.coverage = Coverage::nearest;
+    s.rules.capacity = 1;
+    s.chains = s.seeds = s.ring = 1;
+    s.pitch = 1;
+    s.classes = 60000;
+    Search search(s);
+    std::vector<float> scores(s.classes);
+    try {
+        cuda::judge(s.rules, search.slots(), scores.data(), scores.data(), s.classes, nullptr);
+    } catch (const std::runtime_error& error) {
+        if (std::strstr(error.what(), "60000") != nullptr) return;
+    }
+    std::printf("judge: 60000 classes were not refused\n");
+    differences += 1;
+}
+
+}  // namespace
+}  // namespace compdx
+
+int main() {
+    using namespace compdx;
+    searches();
+    crowds();
+    many_classes();
+    for (const Shape& shape : {Shape{1, 28, 28}, Shape{3, 32, 32}, Shape{2, 5, 3}, Shape{1, 1, 1}}) operators(shape, 3);
+    operators({1, 67, 131}, 1);
+    refuses_too_many_classes();
+    std::printf("%ld bytes compared, %d differences\n", static_cast<long>(bytes_compared), differences);
+    return differences == 0 ? 0 : 1;
+}
