@@ -1,0 +1,524 @@
+"""Anything that maps images to class scores, with its preprocessing, and pairs of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from compdx import ops
+
+Layout = Literal["NCHW", "NHWC"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Outputs = Literal["logits", "probabilities"]
+MemoryFormat = Literal["contiguous", "channels_last"]
+Array = Any
+"""A NumPy array on the CPU, a torch tensor on CUDA."""
+
+# NumPy has no bfloat16, so both 16-bit formats travel as bit patterns.
+_CARRIER = {"float32": "float32", "bfloat16": "uint16", "float16": "uint16"}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model wants to be fed: ``((v / 255) * (hi - lo) + lo - mean) / std`` of every grey level ``v``.
+
+    With ``bounds=(0, 1)`` this is torchvision's ``ToTensor`` and ``Normalize``, bit for bit.
+
+    Args:
+        mean: One number, or one per channel, in the units of ``bounds`` and the order of the image's channels.
+        std: Likewise, positive.
+        bounds: The range ``(lo, hi)`` that 0..255 is mapped to first.
+        layout: ``"NCHW"`` or ``"NHWC"``.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+
+    Raises:
+        TypeError: What should be a number is none.
+        ValueError: A number is not finite or out of range, a layout or dtype is unknown.
+    """
+
+    mean: float | Sequence[float] | None = None
+    std: float | Sequence[float] | None = None
+    bounds: tuple[float, float] = (0.0, 1.0)
+    layout: Layout = "NCHW"
+    dtype: Dtype = "float32"
+
+    def __post_init__(self) -> None:
+        # Lists become tuples, so that equal preprocessing compares and hashes equal.
+        for name in ("mean", "std", "bounds"):
+            object.__setattr__(self, name, _numbers(name, getattr(self, name)))
+        if any(value <= 0 for value in _as_tuple(self.std)):
+            msg = f"std must be positive, got {self.std}"
+            raise ValueError(msg)
+        bounds = _as_tuple(self.bounds)
+        if len(bounds) != 2 or bounds[0] >= bounds[1]:
+            msg = f"bounds must be two numbers (low, high) with low < high, got {self.bounds}"
+            raise ValueError(msg)
+        _choose("layout", self.layout, ("NCHW", "NHWC"))
+        _choose("dtype", self.dtype, tuple(_CARRIER))
+
+    def table(self, channels: int) -> npt.NDArray[np.float32]:
+        """The model input for every channel and grey level, float32 ``[channels, 256]``; each operation in float32.
+
+        Raises:
+            ValueError: ``mean`` or ``std`` has neither one value nor one per channel.
+        """
+        low, high = (np.float32(value) for value in self.bounds)
+        levels = np.arange(256, dtype=np.float32) / np.float32(255)
+        table = np.tile(levels * (high - low) + low, (channels, 1))
+        if self.mean is not None:
+            table -= _per_channel("mean", self.mean, channels)
+        if self.std is not None:
+            table /= _per_channel("std", self.std, channels)
+        return table
+
+
+class Model:
+    """A classifier under test, with the preprocessing it expects.
+
+    Args:
+        obj: A torch module or any callable. It gets the normalised input and returns floating scores ``[N, K]``,
+            K >= 2. A torch module is called under ``torch.inference_mode()`` with a tensor on its own device; any other
+            callable gets a NumPy array on the CPU and a torch tensor on CUDA.
+        mean, std, bounds, dtype: See `Inputs`.
+        layout: What ``obj`` gets: ``"NCHW"`` is ``[N, C, H, W]``, ``"NHWC"`` is ``[N, H, W, C]``.
+        outputs: What the scores are, ``"logits"`` or ``"probabilities"``; probabilities are checked on the first call.
+        class_offset: Number of leading score columns to drop, 1 for a model with a background class.
+        device: Where the model runs, ``"cpu"`` or ``"cuda[:i]"`` (``"cuda"`` is ``"cuda:0"``). ``None``: the device of
+            its first parameter or buffer, else ``"cpu"``.
+        name: What messages call it. ``None``: the name of its type or function.
+        memory_format: ``"channels_last"`` hands a torch module ``[N, C, H, W]`` that lies in memory as
+            ``[N, H, W, C]``, without a copy.
+        allow_training: Accept a module in training mode, whose scores depend on the batch and change between calls.
+
+    Raises:
+        TypeError: ``obj`` cannot be called.
+        ValueError: Settings contradict each other or the module; the module is in training mode.
+
+    Scores come back as float32, NumPy on the CPU and torch on CUDA; NaN and infinity pass through untouched. A model
+    that writes into its input is noticed on the first call and given a copy from then on. Nothing is random. On CUDA
+    the current stream is used, and only the first call waits for it.
+    """
+
+    def __init__(
+        self,
+        obj: Any,
+        *,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        layout: Layout = "NCHW",
+        dtype: Dtype = "float32",
+        outputs: Outputs = "logits",
+        class_offset: int = 0,
+        device: str | None = None,
+        name: str | None = None,
+        memory_format: MemoryFormat = "contiguous",
+        allow_training: bool = False,
+    ) -> None:
+        if isinstance(obj, Model):
+            msg = f"obj must be a torch module or a callable, got the compdx.Model {obj.name!r}; use its replace()"
+            raise TypeError(msg)
+        if not callable(obj):
+            hint = "; pass its .module()" if type(obj).__name__ == "ExportedProgram" else ""
+            msg = f"obj must be a torch module or a callable, got {type(obj).__name__}{hint}"
+            raise TypeError(msg)
+        if isinstance(class_offset, bool) or not isinstance(class_offset, int) or class_offset < 0:
+            msg = f"class_offset must be a non-negative integer, got {class_offset!r}"
+            raise ValueError(msg)
+        self._obj = obj
+        self._torch = _is_torch_module(obj)
+        self.name: str = name if name is not None else _name_of(obj)
+        self.outputs: Outputs = _choose("outputs", outputs, ("logits", "probabilities"))
+        self.class_offset = class_offset
+        self.device = self._place(device)
+        self.memory_format = self._check_format(memory_format, layout, dtype)
+        self.inputs = Inputs(
+            mean=mean,
+            std=std,
+            bounds=bounds,
+            layout="NHWC" if memory_format == "channels_last" else layout,
+            dtype=dtype,
+        )
+        self.allow_training = allow_training
+        if self.training and not allow_training:
+            msg = (
+                f"model {self.name!r} is in training mode: its scores depend on the batch and change between calls. "
+                "Call .eval() on it first (torchao.quantization.pt2e.move_exported_model_to_eval for an exported one), "
+                "or pass allow_training=True to measure it as it is"
+            )
+            raise ValueError(msg)
+        self._writes_input: bool | None = None
+        self._outputs_checked = outputs == "logits"
+
+    def __call__(self, images: Array) -> Array:
+        """Scores of ``images`` (uint8 ``[N, C, H, W]``), float32 ``[N, K]``: normalise, then `forward`."""
+        return self.forward(normalize(images, self.inputs, self.device))
+
+    def forward(self, x: Array) -> Array:
+        """Scores of ``x``, which already is the model input: what ``mutate`` and `ops.normalize` write for ``inputs``.
+
+        Args:
+            x: Float32, or the uint16 bit patterns of a 16-bit dtype; a torch tensor may have the 16-bit dtype itself.
+
+        Returns:
+            Float32 ``[N, K]``.
+
+        Raises:
+            TypeError, ValueError: ``x`` has another dtype, or the scores are not floating ``[N, K]``.
+        """
+        if self._writes_input is False:
+            return self._run(x)
+        # Both models of a pair share one input: what the first overwrites in place, the second would be asked about.
+        own = x.copy() if isinstance(x, np.ndarray) else x.clone()
+        scores = self._run(own)
+        if self._writes_input is None:
+            self._writes_input = not _same_bits(own, x)
+        return scores
+
+    @property
+    def training(self) -> bool:
+        """Whether any part of a torch module is in training mode; False for other callables."""
+        return self._torch and _in_training(self._obj)
+
+    def replace(self, **changes: Any) -> Model:
+        """The same model with other settings; the keywords are those of the constructor."""
+        channels_last = self.memory_format == "channels_last"
+        settings: dict[str, Any] = {
+            **dataclasses.asdict(self.inputs),
+            "layout": "NCHW" if channels_last else self.inputs.layout,
+            "outputs": self.outputs,
+            "class_offset": self.class_offset,
+            "device": self.device,
+            "name": self.name,
+            "memory_format": self.memory_format,
+            "allow_training": self.allow_training,
+        }
+        return Model(self._obj, **{**settings, **changes})
+
+    def describe(self) -> dict[str, Any]:
+        """All that is known of the model, as JSON values: name, type, size, preprocessing, device, versions."""
+        kind = self._obj if hasattr(self._obj, "__qualname__") else type(self._obj)
+        about: dict[str, Any] = {
+            "name": self.name,
+            "type": f"{kind.__module__}.{kind.__qualname__}",
+            "device": self.device,
+            "inputs": {**dataclasses.asdict(self.inputs), "memory_format": self.memory_format},
+            "outputs": self.outputs,
+            "class_offset": self.class_offset,
+            "training": self.training,
+            "parameters": None,
+            "bytes": None,
+            "torch": None,
+        }
+        if self._torch:
+            weights = list(self._obj.parameters())
+            tensors = [*weights, *self._obj.buffers()]
+            about["parameters"] = sum(tensor.numel() for tensor in weights)
+            about["bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            about["torch"] = str(sys.modules["torch"].__version__)
+        return about
+
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, device={self.device!r}, outputs={self.outputs!r})"
+
+    def _place(self, device: str | None) -> str:
+        home = None
+        if self._torch:
+            tensor = next(iter(_tensors(self._obj)), None)
+            home = None if tensor is None else str(tensor.device)
+        if device is None:
+            return home or "cpu"
+        wanted = str(device)
+        wanted = "cuda:0" if wanted == "cuda" else wanted
+        kind, _, index = wanted.partition(":")
+        if wanted != "cpu" and not (kind == "cuda" and index.isdigit()):
+            msg = f"device must be 'cpu', 'cuda' or 'cuda:<index>', got {str(device)!r}"
+            raise ValueError(msg)
+        if home is not None and home != wanted:
+            msg = f"device is {wanted!r}, but the parameters of model {self.name!r} are on {home!r}; move one of them"
+            raise ValueError(msg)
+        return wanted
+
+    def _check_format(self, memory_format: MemoryFormat, layout: Layout, dtype: Dtype) -> MemoryFormat:
+        _choose("memory_format", memory_format, ("contiguous", "channels_last"))
+        if memory_format == "channels_last":
+            if not self._torch:
+                msg = f"memory_format='channels_last' needs a torch module, got {self.name!r}; use layout='NHWC'"
+                raise ValueError(msg)
+            if layout != "NCHW":
+                msg = f"memory_format='channels_last' is for modules that take [N, C, H, W]; layout is {layout!r}"
+                raise ValueError(msg)
+        if dtype == "bfloat16" and not self._torch and self.device == "cpu":
+            msg = f"dtype='bfloat16' needs a torch module: {self.name!r} gets NumPy arrays, which have no such type"
+            raise ValueError(msg)
+        return memory_format
+
+    def _run(self, x: Array) -> Array:
+        carrier, dtype = _CARRIER[self.inputs.dtype], self.inputs.dtype
+        if str(x.dtype).removeprefix("torch.") not in (carrier, dtype):
+            msg = f"forward() of model {self.name!r} takes {dtype} inputs ({carrier} in NumPy), got {x.dtype}"
+            raise TypeError(msg)
+        batch = len(x)
+        if self._torch or self.device != "cpu":
+            torch = sys.modules.get("torch") or _import_torch()
+            tensor = _as_tensor(torch, x, dtype)
+            if self.memory_format == "channels_last":
+                tensor = tensor.permute(0, 3, 1, 2)
+            with torch.inference_mode():
+                return self._scores(self._obj(tensor), batch)
+        return self._scores(self._obj(x.view(np.float16) if dtype == "float16" else x), batch)
+
+    def _scores(self, out: Any, batch: int) -> Array:
+        """Check what the model returned and bring it to float32 ``[N, K]``."""
+        torch = sys.modules.get("torch")
+        is_tensor = torch is not None and isinstance(out, torch.Tensor)
+        if out is None or isinstance(out, (tuple, list, dict, str)):
+            size = f" of {len(out)}" if isinstance(out, (tuple, list, dict)) else ""
+            msg = f"model {self.name!r} must return one array of scores [N, K], got {type(out).__name__}{size}"
+            raise TypeError(msg)
+        if is_tensor:
+            if str(out.device) != self.device:
+                msg = f"model {self.name!r} is declared on {self.device!r}, but returned scores on {str(out.device)!r}"
+                raise ValueError(msg)
+            floating = out.is_floating_point()
+        else:
+            if self.device != "cpu":
+                msg = f"model {self.name!r} on {self.device!r} must return a torch tensor, got {type(out).__name__}"
+                raise TypeError(msg)
+            out = np.asarray(out)
+            floating = np.issubdtype(out.dtype, np.floating) or out.dtype.name == "bfloat16"
+        shape = tuple(out.shape)
+        if not floating:
+            msg = f"model {self.name!r} must return floating scores [N, K], got {out.dtype} {list(shape)}"
+            raise TypeError(msg)
+        if len(shape) != 2 or shape[0] != batch or shape[1] - self.class_offset < 2:
+            dropped = f" after dropping {self.class_offset}" if self.class_offset else ""
+            msg = f"model {self.name!r} must return scores [{batch}, K] with K >= 2{dropped}, got {list(shape)}"
+            raise ValueError(msg)
+        scores: Array
+        if is_tensor:
+            scores = out.detach().float()
+            scores = scores.numpy() if self.device == "cpu" else scores
+        else:
+            with np.errstate(over="ignore"):  # a float64 score beyond float32 becomes infinite and is reported as such
+                scores = out.astype(np.float32, copy=False)
+        if not self._outputs_checked:
+            self._check_probabilities(scores)
+        scores = scores[:, self.class_offset :]
+        return np.ascontiguousarray(scores) if isinstance(scores, np.ndarray) else scores.contiguous()
+
+    def _check_probabilities(self, scores: Array) -> None:
+        values = scores if isinstance(scores, np.ndarray) else scores.cpu().numpy()
+        values = values[np.isfinite(values).all(axis=1)]
+        if not len(values):
+            return  # nothing to judge by; look again at the next call
+        low, high, sums = values.min(), values.max(), values.sum(axis=1, dtype=np.float64)
+        if low < -1e-3 or high > 1 + 1e-3 or np.abs(sums - 1).max() > 1e-2:
+            msg = (
+                f"model {self.name!r} is declared to return probabilities, but its scores lie in "
+                f'[{low:.6g}, {high:.6g}] and its rows sum to {sums.min():.6g}..{sums.max():.6g}; use outputs="logits"'
+            )
+            raise ValueError(msg)
+        self._outputs_checked = True
+
+
+class Pair:
+    """The original model and the compressed model under test, on one device.
+
+    Args:
+        original, compressed: Each a `Model`, or what ``Model(obj)`` takes.
+
+    Attributes:
+        original, compressed: The models.
+
+    Raises:
+        ValueError: The models are on different devices.
+    """
+
+    def __init__(self, original: Any, compressed: Any) -> None:
+        self.original = original if isinstance(original, Model) else Model(original)
+        self.compressed = compressed if isinstance(compressed, Model) else Model(compressed)
+        if self.original.device != self.compressed.device:
+            msg = (
+                f"both models must be on one device, got original {self.original.name!r} on {self.original.device!r} "
+                f"and compressed {self.compressed.name!r} on {self.compressed.device!r}"
+            )
+            raise ValueError(msg)
+
+    @classmethod
+    def of(cls, pair: Pair | tuple[Any, Any]) -> Pair:
+        """``pair`` itself, or the pair of a tuple ``(original, compressed)``; ``TypeError`` for anything else."""
+        if isinstance(pair, Pair):
+            return pair
+        if isinstance(pair, tuple) and len(pair) == 2:
+            return cls(*pair)
+        msg = f"pair must be a compdx.Pair or a tuple (original, compressed), got {type(pair).__name__}"
+        raise TypeError(msg)
+
+    @property
+    def device(self) -> str:
+        """The device of both models, ``"cpu"`` or ``"cuda:<index>"``."""
+        return self.original.device
+
+    @property
+    def inputs(self) -> Inputs | None:
+        """What both models want to be fed, None when they want different things."""
+        return self.original.inputs if self.original.inputs == self.compressed.inputs else None
+
+    def __call__(self, images: Array) -> tuple[Array, Array]:
+        """Scores of both models for ``images`` (uint8 ``[N, C, H, W]``): float32 ``[N, K]`` each, original first."""
+        if self.inputs is not None:
+            return self.forward(normalize(images, self.inputs, self.device))
+        return self._agree(self.original(images), self.compressed(images))
+
+    def forward(self, x: Array) -> tuple[Array, Array]:
+        """Scores of both models for ``x``, the input that both want; see `Model.forward`.
+
+        Raises:
+            ValueError: ``inputs`` is None, or the models score different numbers of classes.
+        """
+        if self.inputs is None:
+            msg = (
+                f"forward() needs models that want the same input, but {self.original.name!r} wants "
+                f"{self.original.inputs} and {self.compressed.name!r} wants {self.compressed.inputs}; "
+                "call the pair on uint8 images"
+            )
+            raise ValueError(msg)
+        return self._agree(self.original.forward(x), self.compressed.forward(x))
+
+    def describe(self) -> dict[str, Any]:
+        """What is known of both models, as JSON values."""
+        return {
+            "original": self.original.describe(),
+            "compressed": self.compressed.describe(),
+            "device": self.device,
+            "shared_inputs": self.inputs is not None,
+        }
+
+    def __repr__(self) -> str:
+        return f"Pair(original={self.original!r}, compressed={self.compressed!r})"
+
+    def _agree(self, a: Array, b: Array) -> tuple[Array, Array]:
+        if a.shape[1] != b.shape[1]:
+            msg = (
+                f"both models must score the same classes, got K = {a.shape[1]} from original {self.original.name!r} "
+                f"and K = {b.shape[1]} from compressed {self.compressed.name!r}; class_offset drops a background class"
+            )
+            raise ValueError(msg)
+        return a, b
+
+
+def normalize(images: Array, inputs: Inputs, device: str) -> Array:
+    """The model input for ``images`` (uint8 ``[N, C, H, W]``) on ``device``; see `ops.normalize`."""
+    on_cuda = str(getattr(images, "device", "cpu")).startswith("cuda")
+    if device == "cpu" and on_cuda:
+        msg = f"images are on {str(images.device)!r}, but the model is on 'cpu'; move one of them"
+        raise ValueError(msg)
+    if device != "cpu" and not on_cuda:
+        torch = _import_torch()
+        images = torch.as_tensor(np.ascontiguousarray(images)).to(device)
+    shape = tuple(getattr(images, "shape", ()))
+    if len(shape) != 4:
+        msg = f"images must be uint8 [N, C, H, W], got {type(images).__name__} of shape {list(shape)}"
+        raise ValueError(msg)
+    return ops.normalize(images, inputs.table(shape[1]), layout=inputs.layout, dtype=inputs.dtype)
+
+
+def _as_tensor(torch: Any, x: Array, dtype: Dtype) -> Any:
+    """``x`` as a torch tensor of the model's dtype, without a copy where the memory may be shared."""
+    if isinstance(x, np.ndarray):
+        # torch warns of read-only memory, and older versions do not know uint16.
+        x = x if x.flags.writeable else x.copy()
+        x = torch.from_numpy(x if dtype == "float32" else x.view(np.int16))
+    return x if dtype == "float32" or x.is_floating_point() else x.view(getattr(torch, dtype))
+
+
+def _in_training(module: Any) -> bool:
+    """Whether a part of ``module`` trains. An exported graph is judged by its operators: its flag means nothing."""
+    if _is_exported(module):
+        return any(_trains(node) for node in module.graph.nodes)
+    # Frozen TorchScript modules have lost the attribute.
+    return bool(getattr(module, "training", False)) or any(_in_training(child) for child in module.children())
+
+
+def _is_exported(module: Any) -> bool:
+    """Whether ``module`` comes from ``torch.export``: unlike those of ``torch.fx``, its nodes carry example values."""
+    graph = getattr(module, "graph", None) if type(module).__name__.startswith("GraphModule") else None
+    return graph is not None and any("val" in node.meta for node in graph.nodes)
+
+
+def _trains(node: Any) -> bool:
+    flag = {"aten.dropout.default": 2, "aten.batch_norm.default": 5}.get(str(node.target))
+    return flag is not None and len(node.args) > flag and node.args[flag] is True
+
+
+def _tensors(module: Any) -> Iterator[Any]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _is_torch_module(obj: Any) -> bool:
+    # A torch module cannot exist before torch is imported, so nothing has to be imported to know.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(obj, torch.nn.Module)
+
+
+def _import_torch() -> Any:
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        msg = 'models on CUDA need PyTorch: pip install "compdx[torch]"'
+        raise ModuleNotFoundError(msg, name=error.name) from error
+    return torch
+
+
+def _same_bits(a: Array, b: Array) -> bool:
+    if isinstance(a, np.ndarray):
+        return bool(np.array_equal(a.view(np.uint8), b.view(np.uint8)))
+    return bool((a == b).all())
+
+
+def _name_of(obj: Any) -> str:
+    return str(getattr(obj, "__name__", None) or type(obj).__name__)
+
+
+def _numbers(name: str, value: Any) -> float | tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        numbers = tuple(float(number) for number in value) if np.ndim(value) else float(value)
+    except (TypeError, ValueError) as error:
+        msg = f"{name} must be a number or one number per channel, got {value!r}"
+        raise TypeError(msg) from error
+    if not all(math.isfinite(number) for number in _as_tuple(numbers)) or numbers == ():
+        msg = f"{name} must be finite, got {value!r}"
+        raise ValueError(msg)
+    return numbers
+
+
+def _as_tuple(value: float | Sequence[float] | None) -> tuple[float, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, (int, float)) else tuple(value)
+
+
+def _per_channel(name: str, value: float | Sequence[float], channels: int) -> npt.NDArray[np.float32]:
+    numbers = _as_tuple(value)
+    if len(numbers) not in (1, channels):
+        msg = f"{name} must have one value or one per channel ({channels}), got {len(numbers)}"
+        raise ValueError(msg)
+    return np.asarray(numbers, dtype=np.float32)[:, None]
+
+
+def _choose(name: str, value: Any, allowed: tuple[str, ...]) -> Any:
+    if value not in allowed:
+        msg = f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}"
+        raise ValueError(msg)
+    return value

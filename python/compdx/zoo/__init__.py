@@ -1,0 +1,1 @@
+"""Reference networks and how they are trained: ``digits``."""
