@@ -1,5 +1,6 @@
 // Rules and slots: names become enums, extents are checked.
 #include <initializer_list>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -52,7 +53,8 @@ Rules make_rules(uint64_t seed, const py::tuple& shape, uint32_t budget, const s
         "selection", selection,
         {{"metropolis", Selection::metropolis}, {"rank", Selection::rank}, {"uniform", Selection::uniform}});
     rules.acceptance = parse<Acceptance>("acceptance", acceptance,
-                                         {{"improve", Acceptance::improve},
+                                         {{"margin", Acceptance::margin},
+                                          {"improve", Acceptance::improve},
                                           {"change", Acceptance::change},
                                           {"always", Acceptance::always},
                                           {"never", Acceptance::never}});
@@ -79,6 +81,8 @@ BoundSlots make_slots(const Rules& rules, int64_t count, int64_t pitch, const py
     const int64_t budget = rules.budget;
     if (count < 1) throw std::invalid_argument("count: expected at least 1 slot, got " + std::to_string(count));
     if (pitch < pixels) throw std::invalid_argument("pitch: smaller than an image");
+    if (seed_count > std::numeric_limits<int32_t>::max())
+        throw std::invalid_argument("seeds: expected less than 2^31 images");
     if (ring_capacity < 1) throw std::invalid_argument("ring_capacity: expected at least 1");
     BoundSlots bound;
     bound.rules = rules;

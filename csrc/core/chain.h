@@ -20,11 +20,12 @@ constexpr uint32_t kChangeQ30 = 1073741;  // 1e-3: what the artifact calls a cha
 
 struct Chain {
     uint64_t seed_index = 0;  // identity of the seed image
-    int64_t row = -1;         // its place in the seed set
+    int32_t row = -1;         // its place in the seed set
     uint32_t step = 0;        // mutants judged
     uint32_t accepted = 0;
-    uint32_t states = 0;      // novel output states entered, the seed's own included
-    uint32_t best_delta = 0;  // |confidence difference| of the current image, Q30
+    uint32_t states = 0;       // novel output states entered, the seed's own included
+    uint32_t best_delta = 0;   // |confidence difference| of the current image, Q30
+    uint32_t best_margin = 0;  // smaller margin of the two models on the current image, Q30
     int32_t seed_label = -1;
     int32_t original_label = -1;
     int32_t compressed_label = -1;
@@ -47,7 +48,7 @@ static_assert(sizeof(Chain) == 128, "checkpoints and devices rely on the layout"
 
 inline namespace COMPDX_ISA_NAMESPACE {
 
-COMPDX_HD Chain begin_chain(uint64_t seed_index, int64_t row) {
+COMPDX_HD Chain begin_chain(uint64_t seed_index, int32_t row) {
     Chain chain;
     chain.seed_index = seed_index;
     chain.row = row;
@@ -62,6 +63,7 @@ struct Verdict {
     int32_t compressed_label;
     uint32_t original_confidence;
     uint32_t compressed_confidence;
+    uint32_t margin;  // top-1 less top-2 probability, Q30, the smaller of the two models'
 };
 
 COMPDX_HD uint32_t absolute_delta(const Verdict& v) {
@@ -105,8 +107,10 @@ COMPDX_HD bool record_verdict(Chain& chain, const Verdict& verdict) {
     return true;
 }
 
-COMPDX_HD bool accepts(const Rules& rules, const Chain& chain, uint32_t delta, bool novel) {
+COMPDX_HD bool accepts(const Rules& rules, const Chain& chain, uint32_t delta, uint32_t margin, bool novel) {
     switch (rules.acceptance) {
+        case Acceptance::margin:
+            return margin <= chain.best_margin;
         case Acceptance::improve: {
             const uint64_t fitness = delta + (novel ? 1ull << 30 : 0);
             return fitness >= chain.best_delta + (chain.best_novel != 0 ? 1ull << 30 : 0);
@@ -123,21 +127,25 @@ COMPDX_HD bool accepts(const Rules& rules, const Chain& chain, uint32_t delta, b
 }
 
 // Second half: acceptance, statistics, budget. Returns the trace byte of a mutant (of no use for the seed's own query).
-COMPDX_HD uint8_t settle(const Rules& rules, Chain& chain, uint32_t delta, bool novel) {
+COMPDX_HD uint8_t settle(const Rules& rules, Chain& chain, const Verdict& verdict, bool novel) {
+    const uint32_t delta = absolute_delta(verdict);
     uint8_t trace = 0;
     chain.states += novel;
     if (chain.status == Status::fresh) {
         chain.status = Status::active;
-        chain.best_delta = rules.acceptance == Acceptance::improve ? delta : 0;
+        // The published code starts from no difference at all, so that its first change always counts.
+        chain.best_delta = rules.acceptance == Acceptance::change ? 0 : delta;
+        chain.best_margin = verdict.margin;
         chain.best_novel = 0;
     } else {
         trace = chain.pending;
-        if (accepts(rules, chain, delta, novel)) {
+        if (accepts(rules, chain, delta, verdict.margin, novel)) {
             trace |= kTraceAccepted;
             chain.accepted += 1;
             chain.credit[chain.pending] += 1;
             chain.last_operator = chain.pending;
             chain.best_delta = delta;
+            chain.best_margin = verdict.margin;
             chain.best_novel = novel;
             chain.current ^= 1;
         }

@@ -18,7 +18,7 @@ constexpr int kOperators = 7;
 
 enum class Overflow : int32_t { clip = 0, wrap = 1 };
 enum class Selection : int32_t { metropolis = 0, rank = 1, uniform = 2 };
-enum class Acceptance : int32_t { improve = 0, change = 1, always = 2, never = 3 };
+enum class Acceptance : int32_t { margin = 0, improve = 1, change = 2, always = 3, never = 4 };
 enum class Coverage : int32_t { hash = 0, nearest = 1 };
 enum class Scores : int32_t { logits = 0, probabilities = 1 };
 
@@ -39,7 +39,7 @@ struct Rules {
     int32_t linf = -1;  // bound around the seed image in grey levels; negative: none
     int32_t skip_identity = 0;
     Selection selection = Selection::metropolis;
-    Acceptance acceptance = Acceptance::improve;
+    Acceptance acceptance = Acceptance::margin;
     Coverage coverage = Coverage::hash;
     uint32_t grid = 10;             // cells per unit of probability (hash)
     uint32_t threshold = 1u << 29;  // squared distance in Q30 (nearest)

@@ -46,6 +46,11 @@ constexpr uint64_t kOneQ24 = 1ull << 24;
 // Softmax of the label, Q30, from the sum of all exp_q24 (its own is 1).
 COMPDX_HD uint32_t softmax_top_q30(uint64_t sum) { return static_cast<uint32_t>(((kOneQ24 << 30) + sum / 2) / sum); }
 
+// Softmax of the label less that of another class, Q30.
+COMPDX_HD uint32_t softmax_margin_q30(uint32_t exp_second, uint64_t sum) {
+    return static_cast<uint32_t>(((kOneQ24 - exp_second) << 30) / sum);
+}
+
 // One division a row instead of one a class; sum >= 2^24, so the result is at most 2^32.
 COMPDX_HD uint64_t softmax_reciprocal(uint64_t sum) { return (1ull << 56) / sum; }
 

@@ -473,19 +473,24 @@ void write_input(const uint8_t* image, const Shape& shape, const Input& input, i
 Scored score(const ScoreTask& task) {
     const float* scores = task.scores;
     const int32_t classes = task.classes;
-    Scored scored = {true, 0, 0};
+    Scored scored = {true, 0, 0, 0};
     uint32_t broken = 0;
     for (int32_t k = 0; k < classes; ++k) broken |= !is_finite(scores[k]);
-    if (broken != 0) return {false, -1, 0};
+    if (broken != 0) return {false, -1, 0, 0};
     for (int32_t k = 1; k < classes; ++k) {
         if (scores[k] > scores[scored.label]) scored.label = k;
     }
     const float largest = scores[scored.label];
+    float second = scores[scored.label == 0 ? 1 : 0];
+    for (int32_t k = 0; k < classes; ++k) {
+        if (k != scored.label && scores[k] > second) second = scores[k];
+    }
     if (task.kind == Scores::probabilities) {
         for (int32_t k = 0; k < classes; ++k) {
             task.state[k] = static_cast<uint16_t>(probability_q15(probability_q30(scores[k])));
         }
         scored.confidence = probability_q30(largest);
+        scored.margin = scored.confidence - probability_q30(second);
         return scored;
     }
     // The exponentials are computed twice rather than stored: K has no bound, and the second pass is not the slow part.
@@ -496,6 +501,7 @@ Scored score(const ScoreTask& task) {
         task.state[k] = static_cast<uint16_t>(softmax_q15(exp_q24(largest, scores[k]), reciprocal));
     }
     scored.confidence = softmax_top_q30(sum);
+    scored.margin = softmax_margin_q30(exp_q24(largest, second), sum);
     return scored;
 }
 

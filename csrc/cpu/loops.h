@@ -30,6 +30,7 @@ struct Scored {
     bool finite;
     int32_t label;
     uint32_t confidence;  // Q30
+    uint32_t margin;      // Q30
 };
 
 struct Loops {

@@ -81,12 +81,16 @@ void judge_slot(const Rules& rules, const Slots& slots, const Loops& loop, int64
     const bool is_mutant = chain.status == Status::active;
     const Scored a = loop.score({original + slot * classes, classes, rules.original_scores, state});
     const Scored b = loop.score({compressed + slot * classes, classes, rules.compressed_scores, state + classes});
-    const Verdict verdict = {static_cast<uint8_t>((a.finite ? 0 : 1) | (b.finite ? 0 : 2)), a.label, b.label,
-                             a.confidence, b.confidence};
+    const Verdict verdict = {static_cast<uint8_t>((a.finite ? 0 : 1) | (b.finite ? 0 : 2)),
+                             a.label,
+                             b.label,
+                             a.confidence,
+                             b.confidence,
+                             a.margin < b.margin ? a.margin : b.margin};
     uint8_t trace = chain.pending;
     if (record_verdict(chain, verdict)) {
         const bool novel = enter_state(rules, slots, loop, slot, state, classes);
-        trace = settle(rules, chain, absolute_delta(verdict), novel);
+        trace = settle(rules, chain, verdict, novel);
     }
     if (is_mutant) slots.traces[slot * rules.budget + chain.step - 1] = trace;
 }
@@ -153,7 +157,7 @@ void refill(const Rules& rules, const Slots& slots) {
         Chain& chain = slots.chains[slot];
         if (chain.status == Status::idle && counters.next < slots.queue_length) {
             const int64_t row = slots.queue[counters.next++];
-            chain = begin_chain(slots.identities[row], row);
+            chain = begin_chain(slots.identities[row], static_cast<int32_t>(row));
             if (rules.coverage == Coverage::hash) {
                 std::memset(static_cast<uint32_t*>(slots.coverage) + slot * rules.capacity, 0,
                             rules.capacity * sizeof(uint32_t));

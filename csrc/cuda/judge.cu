@@ -15,6 +15,7 @@ struct Scored {
     bool finite;
     int32_t label;
     uint32_t confidence;  // Q30
+    uint32_t margin;      // Q30
     uint64_t hash;        // this model's share of the state's
 };
 
@@ -64,12 +65,19 @@ __device__ __forceinline__ Scored score_row(const float* scores, int32_t classes
         finite = finite && is_finite(candidate.score);
         if (is_better(candidate, best)) best = candidate;
     }
-    if (!__all_sync(kAllLanes, finite)) return {false, -1, 0, 0};
+    if (!__all_sync(kAllLanes, finite)) return {false, -1, 0, 0, 0};
     best = warp_best(best);
+    Best second = {-FLT_MAX, classes};
+    for (int32_t k = lane_index(); k < classes; k += kWarp) {
+        const Best candidate = {scores[k], k};
+        if (k != best.index && is_better(candidate, second)) second = candidate;
+    }
+    second = warp_best(second);
     if (kind == Scores::probabilities) {
         const uint64_t hash = take_state(classes, model, grid, state,
                                          [=](int32_t k) { return probability_q15(probability_q30(scores[k])); });
-        return {true, best.index, probability_q30(best.score), hash};
+        const uint32_t confidence = probability_q30(best.score);
+        return {true, best.index, confidence, confidence - probability_q30(second.score), hash};
     }
     // The exponentials are computed twice rather than stored: there is no bound on the number of classes.
     uint64_t sum = 0;
@@ -79,7 +87,8 @@ __device__ __forceinline__ Scored score_row(const float* scores, int32_t classes
     const uint64_t hash = take_state(classes, model, grid, state, [=](int32_t k) {
         return softmax_q15(exp_q24(best.score, scores[k]), reciprocal);
     });
-    return {true, best.index, softmax_top_q30(sum), hash};
+    const uint32_t margin = softmax_margin_q30(exp_q24(best.score, second.score), sum);
+    return {true, best.index, softmax_top_q30(sum), margin, hash};
 }
 
 // Whether the state is farther than the threshold from all that the chain has seen; if so, it is entered.
@@ -129,15 +138,19 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
     const uint32_t states = chain.states;
     uint8_t trace = chain.pending;
     __syncwarp();  // from here on lane 0 changes the record, and all read the state
-    const Verdict verdict = {static_cast<uint8_t>((a.finite ? 0 : 1) | (b.finite ? 0 : 2)), a.label, b.label,
-                             a.confidence, b.confidence};
+    const Verdict verdict = {static_cast<uint8_t>((a.finite ? 0 : 1) | (b.finite ? 0 : 2)),
+                             a.label,
+                             b.label,
+                             a.confidence,
+                             b.confidence,
+                             min(a.margin, b.margin)};
     bool goes_on = false;
     if (lane_index() == 0) goes_on = record_verdict(chain, verdict);
     goes_on = __shfl_sync(kAllLanes, static_cast<int>(goes_on), 0) != 0;
     if (goes_on) {
         const bool novel = state == nullptr ? enter_hash(rules, slots, slot, states, a.hash + b.hash)
                                             : enter_nearest(rules, slots, slot, states, state, classes);
-        if (lane_index() == 0) trace = settle(rules, chain, absolute_delta(verdict), novel);
+        if (lane_index() == 0) trace = settle(rules, chain, verdict, novel);
     }
     if (lane_index() == 0 && status == Status::active) slots.traces[slot * rules.budget + chain.step - 1] = trace;
 }

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kLoadThreads) load_kernel(const __grid_constan
         for (int i = 0; i < kSlotsEach; ++i) {
             if (is_idle[i] && number < queued) {
                 const int64_t row = slots.queue[start.next + number];
-                slots.chains[first + i] = begin_chain(slots.identities[row], row);
+                slots.chains[first + i] = begin_chain(slots.identities[row], static_cast<int32_t>(row));
             }
             number += is_idle[i];
         }

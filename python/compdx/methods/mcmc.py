@@ -28,9 +28,10 @@ class MCMC:
     Args:
         budget: queries a seed may cost, its own included. selection: law of the next operator: ``"metropolis"`` (the
             paper), ``"rank"`` (the published code, whose rank look-up always fails), ``"uniform"``.
-        acceptance: which mutant replaces the current image: ``"improve"`` (difference of the confidences plus novelty
-            does not fall), ``"change"`` (the difference moved by more than 0.001, or the state is new: the published
-            code), ``"always"``, ``"never"``.
+        acceptance: which mutant replaces the current image: ``"margin"`` (the probabilities of the two best classes come
+            no further apart in the model where they are closest; DiffChaser's fitness), ``"improve"`` (difference of
+            the confidences plus novelty does not fall; DFlare's paper), ``"change"`` (the difference moved by more than
+            0.001, or the state is new; DFlare's published code), ``"always"``, ``"never"``.
         coverage: when an output state is new: ``"hash"`` (its cell of a grid has not been seen) or ``"nearest"``
             (squared distance to every seen state above ``threshold``: the published code).
         grid: cells per unit of probability, for ``"hash"``.
@@ -45,14 +46,14 @@ class MCMC:
 
     budget: int = 1000
     selection: str = "metropolis"
-    acceptance: str = "improve"
+    acceptance: str = "margin"
     coverage: str = "hash"
     grid: int = 10
     threshold: float = 0.5
     capacity: int | None = None
     overflow: str = "clip"
     linf: int | None = None
-    skip_identity: bool = False
+    skip_identity: bool = True
 
     def __post_init__(self) -> None:
         ops.Rules(shape=(1, 1, 1), **self.settings())

@@ -22,11 +22,12 @@ _ONE_Q30 = 1 << 30
 CHAIN = np.dtype(
     [
         ("seed_index", np.uint64),
-        ("row", np.int64),
+        ("row", np.int32),
         ("step", np.uint32),
         ("accepted", np.uint32),
         ("states", np.uint32),
         ("best_delta", np.uint32),
+        ("best_margin", np.uint32),
         ("seed_label", np.int32),
         ("original_label", np.int32),
         ("compressed_label", np.int32),
@@ -66,9 +67,9 @@ class Rules:
     budget: int = 1000
     overflow: str = "clip"
     linf: int | None = None
-    skip_identity: bool = False
+    skip_identity: bool = True
     selection: str = "metropolis"
-    acceptance: str = "improve"
+    acceptance: str = "margin"
     coverage: str = "hash"
     grid: int = 10
     threshold: float = 0.5
@@ -80,7 +81,7 @@ class Rules:
         check_seed(self.seed)
         one_of("overflow", self.overflow, ("clip", "wrap"))
         one_of("selection", self.selection, ("metropolis", "rank", "uniform"))
-        one_of("acceptance", self.acceptance, ("improve", "change", "always", "never"))
+        one_of("acceptance", self.acceptance, ("margin", "improve", "change", "always", "never"))
         one_of("coverage", self.coverage, ("hash", "nearest"))
         one_of("original_scores", self.original_scores, ("logits", "probabilities"))
         one_of("compressed_scores", self.compressed_scores, ("logits", "probabilities"))
