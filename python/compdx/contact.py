@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from compdx.findings import Findings
     from compdx.seeds import Seeds
 
-AMPLIFICATION = 8
+AMPLIFICATIONS = (8, 4, 2, 1)  # the first that keeps nearly all of the differences within the grey levels
 
 TILE = 112  # pixels; smaller images are enlarged to about this, larger ones reduced
 GAP = 6
@@ -42,8 +42,8 @@ def contact_sheet(
 ) -> Image.Image:
     """Draw findings: those that the search found first, then the others, each kind in the order of the table.
 
-    The difference is mutant - seed, times `AMPLIFICATION`, around mid-grey and clipped. Of images with two channels the
-    first is drawn, of those with more than three the first three.
+    The difference is mutant - seed around mid-grey, amplified by one of `AMPLIFICATIONS` for the whole sheet and clipped.
+    Of images with two channels the first is drawn, of those with more than three the first three.
 
     Args:
         findings: What to draw.
@@ -68,18 +68,25 @@ def contact_sheet(
     rows = sorted(range(len(findings)), key=lambda row: (KINDS.index(kinds[row]), row))[:limit]
     records = findings.table.drop_columns(["image"]).take(rows).to_pylist() if rows else []
 
-    cells = []
-    for row, record in zip(rows, records, strict=True):
-        mutant = findings.images[row]
-        tiles = [mutant]
-        if seeds is not None:
-            seed = seeds.images[seeds.locate(record["seed_index"])[0]]
-            difference = (mutant.astype(np.int32) - seed) * AMPLIFICATION + 128
-            tiles = [seed, mutant, np.clip(difference, 0, 255).astype(np.uint8)]
-        cells.append(([_tile(tile) for tile in tiles], _caption(record, names)))
-    titles = ["mutant"] if seeds is None else ["seed", "mutant", f"difference x{AMPLIFICATION}"]
+    mutants = findings.images[rows]
+    columns, titles = [mutants], ["mutant"]
+    if seeds is not None and rows:
+        origins = seeds.images[seeds.locate([record["seed_index"] for record in records])]
+        difference = mutants.astype(np.int32) - origins
+        factor = _amplification(difference)
+        columns = [origins, mutants, np.clip(difference * factor + 128, 0, 255).astype(np.uint8)]
+        titles = ["seed", "mutant", f"difference x{factor}" if factor > 1 else "difference"]
+    cells = [
+        ([_tile(tile) for tile in tiles], _caption(record, names))
+        for *tiles, record in zip(*columns, records, strict=True)
+    ]
     shown = f"{len(findings)} findings" if len(rows) == len(findings) else f"{len(rows)} of {len(findings)} findings"
     return _layout(cells, titles, shown if len(findings) != 1 else "1 finding")
+
+
+def _amplification(difference: npt.NDArray[np.int32]) -> int:
+    usual = float(np.quantile(np.abs(difference), 0.9))
+    return next((factor for factor in AMPLIFICATIONS if usual * factor <= 128), AMPLIFICATIONS[-1])
 
 
 def _layout(cells: list[tuple[list[Image.Image], list[_Line]]], titles: list[str], heading: str) -> Image.Image:

@@ -114,7 +114,18 @@ class MCMC:
             shape=seeds.shape, seed=seed, original_scores=outputs[0], compressed_scores=outputs[1], **self.settings()
         )
         slots = min(len(seeds), _DEFAULT_CHAINS) if chains is None else chains
-        return MCMCLoop(self, rules, seeds, slots, device, inputs, set(done or ()), state, threads, isa)
+        return MCMCLoop(
+            self,
+            rules,
+            seeds,
+            slots,
+            device,
+            inputs,
+            set() if done is None else {int(index) for index in done},
+            state,
+            threads,
+            isa,
+        )
 
 
 class MCMCLoop:
@@ -291,7 +302,7 @@ def _outcomes(drained: Mapping[str, Any]) -> Outcomes:
         non_finite=chains["non_finite"].copy(),
         l2_squared=chains["l2_squared"].copy(),
         linf=chains["linf"].copy(),
-        images=drained["images"],
+        images=np.where((chains["kind"] == EXHAUSTED)[:, None, None, None], np.uint8(0), drained["images"]),
         traces=drained["traces"],
     )
 

@@ -89,8 +89,8 @@ class Rules:
         within("grid", self.grid, 1, 1 << 15)
         if self.linf is not None:
             within("linf", self.linf, 0, 255)
-        if not 0 < self.threshold <= 4:
-            msg = f"threshold: expected a squared distance in (0, 4], got {self.threshold}"
+        if not 0 < self.threshold < 4:
+            msg = f"threshold: expected a squared distance above 0 and below 4, got {self.threshold}"
             raise ValueError(msg)
         if self.capacity is not None:
             within("capacity", self.capacity, 1, 1 << 24)
