@@ -2,9 +2,9 @@
 
     python bench/mutate.py [--smoke]
 
-Both sides choose one of the seven operators uniformly for every image, draw its parameters, apply it and write the float32 model input. They
-take turns in short slices; the figure is the median over slices of (time of the loop) / (time of compdx). Before anything is timed, what
-mutate wrote is compared with the stateless operators, byte for byte.
+Both sides choose one of the seven operators uniformly for every image, draw its parameters, apply it and write the
+float32 model input. They take turns in short slices; the figure is the median over slices of (time of the loop) / (time
+of compdx). Before anything is timed, what mutate wrote is compared with the stateless operators, byte for byte.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from augment import opencv_loop
-from record import record
 
+from augment import opencv_loop
 from compdx import Inputs, ops
+from record import record
 
 SHAPES = {"1x28x28": (1, 28, 28), "3x32x32": (3, 32, 32), "3x224x224": (3, 224, 224)}
 

@@ -40,12 +40,15 @@ class Pool {
             std::lock_guard<std::mutex> lock(mutex_);
             job_ = {body, context, count, grain, threads};
             next_.store(0, std::memory_order_relaxed);
-            running_ = threads - 1;
+            open_ = true;
             ++generation_;
         }
         wake_.notify_all();
         work(0);
+        // Only workers that have begun are waited for. Others may not get a core for milliseconds, while another library's threads
+        // spin on it, and there is nothing left for them to do.
         std::unique_lock<std::mutex> lock(mutex_);
+        open_ = false;
         done_.wait(lock, [this] { return running_ == 0; });
     }
 
@@ -70,14 +73,13 @@ class Pool {
     void serve(int worker) {
         uint64_t seen = 0;
         for (;;) {
-            bool wanted = false;
             {
                 std::unique_lock<std::mutex> lock(mutex_);
                 wake_.wait(lock, [&] { return generation_ != seen; });
                 seen = generation_;
-                wanted = worker < job_.threads;
+                if (!open_ || worker >= job_.threads) continue;
+                ++running_;
             }
-            if (!wanted) continue;
             work(worker);
             std::lock_guard<std::mutex> lock(mutex_);
             if (--running_ == 0) done_.notify_one();
@@ -92,7 +94,8 @@ class Pool {
     std::vector<std::thread> workers_;
     std::atomic<int64_t> next_{0};
     Job job_;
-    int running_ = 0;
+    bool open_ = false;  // whether a worker may still begin
+    int running_ = 0;    // workers that have begun and not ended
     uint64_t generation_ = 0;
 };
 

@@ -42,8 +42,8 @@ def contact_sheet(
 ) -> Image.Image:
     """Draw findings: those that the search found first, then the others, each kind in the order of the table.
 
-    The difference is mutant - seed around mid-grey, amplified by one of `AMPLIFICATIONS` for the whole sheet and clipped.
-    Of images with two channels the first is drawn, of those with more than three the first three.
+    The difference is mutant - seed around mid-grey, amplified by one of `AMPLIFICATIONS` for the whole sheet and
+    clipped. Of images with two channels the first is drawn, of those with more than three the first three.
 
     Args:
         findings: What to draw.

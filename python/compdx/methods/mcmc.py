@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,12 +26,13 @@ class MCMC:
     """Settings of the black-box search; the published method with its choices named.
 
     Args:
-        budget: queries a seed may cost, its own included. selection: law of the next operator: ``"metropolis"`` (the
-            paper), ``"rank"`` (the published code, whose rank look-up always fails), ``"uniform"``.
-        acceptance: which mutant replaces the current image: ``"margin"`` (the probabilities of the two best classes come
-            no further apart in the model where they are closest; DiffChaser's fitness), ``"improve"`` (difference of
-            the confidences plus novelty does not fall; DFlare's paper), ``"change"`` (the difference moved by more than
-            0.001, or the state is new; DFlare's published code), ``"always"``, ``"never"``.
+        budget: queries a seed may cost, its own included.
+        selection: law of the next operator: ``"metropolis"`` (the paper), ``"rank"`` (the published code, whose rank
+            look-up always fails), ``"uniform"``.
+        acceptance: which mutant replaces the current image: ``"margin"`` (the two best classes come no further apart,
+            in the model where they are closest; DiffChaser's fitness), ``"improve"`` (difference of the confidences
+            plus novelty does not fall; DFlare's paper), ``"change"`` (the difference moved by more than 0.001, or the
+            state is new; DFlare's published code), ``"always"``, ``"never"``.
         coverage: when an output state is new: ``"hash"`` (its cell of a grid has not been seen) or ``"nearest"``
             (squared distance to every seen state above ``threshold``: the published code).
         grid: cells per unit of probability, for ``"hash"``.
@@ -79,12 +80,6 @@ class MCMC:
         """Return all settings as plain JSON values."""
         return asdict(self)
 
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> MCMC:
-        """Return the method from the settings recorded in a run."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{key: value for key, value in settings.items() if key in known})
-
     def start(
         self,
         seeds: Seeds,
@@ -102,13 +97,17 @@ class MCMC:
         """Start a search over ``seeds``, or restore one.
 
         Args:
-            seeds: the images, uint8 ``[N, C, H, W]`` with their identities. chains: number of slots, which is the batch
-                size of every ``ask``; default min(N, 512). seed: run seed, 0..2**64-1. device: ``"cpu"`` or
-                ``"cuda[:n]"``; where the chains live and the scores come from. inputs: what the models want to be fed
-                (``compdx.Inputs``); ``ask`` then returns that instead of uint8 images. outputs: ``"logits"`` or
-                ``"probabilities"`` of the original and the compressed model. done: identities of seeds that need no
-                work. state: a checkpoint of an earlier loop over the same seeds with the same settings. threads, isa:
-                CPU only; they change the speed, not the result.
+            seeds: the images, uint8 ``[N, C, H, W]`` with their identities.
+            chains: number of slots, which is the batch size of every ``ask``; default min(N, 512).
+            seed: run seed, 0..2**64-1.
+            device: ``"cpu"`` or ``"cuda[:n]"``; where the chains live and the scores come from.
+            inputs: what the models want to be fed (``compdx.Inputs``); ``ask`` then returns that instead of uint8.
+            outputs: ``"logits"`` or ``"probabilities"``, of the original and of the compressed model.
+            done: identities of seeds that need no work; those that ended before a checkpoint must be among them.
+            state: a checkpoint of an earlier loop over the same seeds with the same settings.
+            threads, isa: CPU only; they change the speed, not the result.
+
+        Raises TypeError or ValueError by the argument's name; RuntimeError when the device cannot be had.
         """
         rules = ops.Rules(
             shape=seeds.shape, seed=seed, original_scores=outputs[0], compressed_scores=outputs[1], **self.settings()

@@ -55,9 +55,10 @@ def apply(
     """Return the images after one mutation operator (DFlare section 3; exact laws in docs/arithmetic.md section 2).
 
     Args:
-        images: uint8 ``[N, C, H, W]``; any DLPack array, CPU or CUDA. operator: one of ``OPERATORS``. size: replaces
-            the drawn window of ``box`` (1..5), ``gaussian`` and ``median`` (1, 3, 5, 7), or the drawn number of changed
-            values of ``pixel`` (0..9). Not for the other operators.
+        images: uint8 ``[N, C, H, W]``; any DLPack array, CPU or CUDA.
+        operator: one of ``OPERATORS``.
+        size: replaces the drawn window of ``box`` (1..5), ``gaussian`` and ``median`` (1, 3, 5, 7), or the drawn number
+            of changed values of ``pixel`` (0..9). Not for the other operators.
         seed: run seed, 0..2**64-1.
         index: identity of each image, an integer or int64 ``[N]`` in 0..2**56-1; default 0..N-1.
         step: number of the mutant, an integer or int ``[N]`` in 0..2**32-1.
