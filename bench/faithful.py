@@ -161,6 +161,8 @@ def methods(budget: int) -> dict[str, compdx.MCMC]:
         "default, wrap": replace(default, overflow="wrap"),
         "default, uniform choice": replace(default, selection="uniform"),
         "improve": replace(default, acceptance="improve"),
+        **{f"improve, grid {grid}": replace(default, acceptance="improve", grid=grid) for grid in (5, 20, 40)},
+        "improve, nearest": replace(default, acceptance="improve", coverage="nearest"),
         "change": replace(default, acceptance="change"),
     }
 

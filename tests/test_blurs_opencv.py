@@ -9,17 +9,17 @@ import compdx.ops as ops
 
 cv2 = pytest.importorskip("cv2", reason="the reference of the blurs is OpenCV")
 
-# (images, shape): 1,000 images for each kernel and size.
+# (images, shape) for each kernel and window; the large images by tens, as OpenCV is the slow side here.
 BATCHES = [
-    (300, (1, 28, 28)),
-    (300, (3, 32, 32)),
-    (100, (1, 17, 29)),
-    (100, (3, 9, 65)),
-    (100, (3, 7, 5)),
-    (40, (3, 2, 2)),
-    (40, (1, 1, 7)),
-    (18, (1, 5, 1)),
-    (2, (3, 224, 224)),
+    (1000, (1, 28, 28)),
+    (1000, (3, 32, 32)),
+    (1000, (1, 17, 29)),
+    (200, (3, 9, 65)),
+    (200, (3, 7, 5)),
+    (200, (3, 2, 2)),
+    (200, (1, 1, 7)),
+    (200, (1, 5, 1)),
+    (20, (3, 224, 224)),
 ]
 
 
@@ -50,7 +50,6 @@ def reference(image: np.ndarray, operator: str, size: int) -> np.ndarray:
     + [(name, k) for name in ("gaussian", "median") for k in (3, 5, 7)],
 )
 def test_blur_equals_opencv(operator, size):
-    assert sum(count for count, _ in BATCHES) == 1000
     for count, shape in BATCHES:
         x = images(count, shape)
         blurred = ops.apply(x, operator, size=size)

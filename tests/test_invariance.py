@@ -233,7 +233,7 @@ def saved(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: arrays[name] for name in arrays.files}
 
 
-@pytest.mark.parametrize("name", ["plain", "artifact", "tiny-hash", "tiny-nearest", "linf"])
+@pytest.mark.parametrize("name", ["plain", "margin", "artifact", "tiny-hash", "tiny-nearest", "linf"])
 @pytest.mark.parametrize("chains", [7, 64])
 def test_interrupted_runs_end_the_same(name, chains):
     settings, images, pair, outputs = case(name, 60)
@@ -293,7 +293,7 @@ def test_progress_counts(baseline):
 # What must hold of any run -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("acceptance", ["improve", "change", "always", "never"])
+@pytest.mark.parametrize("acceptance", ["margin", "improve", "change", "always", "never"])
 @pytest.mark.parametrize("coverage", ["hash", "nearest"])
 def test_equal_models_never_deviate(acceptance, coverage):
     shape = (1, 8, 8)
@@ -304,6 +304,8 @@ def test_equal_models_never_deviate(acceptance, coverage):
     assert (outcomes.step == 32).all()
     if acceptance in ("always", "never"):
         assert (outcomes.accepted == (32 if acceptance == "always" else 0)).all()
+    elif acceptance == "margin":
+        assert 0 < outcomes.accepted.sum() < outcomes.step.sum()
     else:
         # Every difference is 0: `change` takes the new states and nothing else, `improve` those and more.
         news = outcomes.states - 1
@@ -311,7 +313,7 @@ def test_equal_models_never_deviate(acceptance, coverage):
         assert (outcomes.accepted == news).all() if acceptance == "change" else (outcomes.accepted >= news).all()
 
 
-@pytest.mark.parametrize("acceptance", ["always", "never", "improve"])
+@pytest.mark.parametrize("acceptance", ["always", "never", "improve", "margin"])
 @pytest.mark.parametrize("linf", [None, 9])
 def test_every_mutant_is_one_operator_from_its_parent(acceptance, linf):
     """The images that ask() hands out, recomputed with apply from the trace: from the seed alone with never."""
@@ -369,6 +371,28 @@ def test_improve_never_loses_ground():
         assert (np.diff(taken) > -4e-6).all()
         climbs += (np.diff(taken) > 1e-3).sum()
     assert climbs > 20
+
+
+def test_margin_never_grows():
+    """The smaller margin of the two models (float64 softmax) never grows over the accepted images, and shrinks."""
+    shape = (1, 8, 8)
+    pair = IntegerPair(shape, 10, drop_bits=4)
+    shrunk = 0
+    for i, image in enumerate(some_images(20, shape, seed=10)):
+        margins = []
+
+        def watched(images, margins=margins):
+            rows = pair(images)
+            tops = [np.sort(np.exp(x[0].astype(float) - x[0].max()) / np.exp(x[0] - x[0].max()).sum()) for x in rows]
+            margins.append(min(p[-1] - p[-2] for p in tops))
+            return rows
+
+        outcomes = run(compdx.MCMC(**PLAIN | {"acceptance": "margin"}), compdx.Seeds(image[None]), watched, chains=1)
+        (trace,) = outcomes.traces
+        taken = np.array(margins)[np.r_[True, trace >> 3 == 1]]
+        assert (np.diff(taken) < 4e-6).all(), i
+        shrunk += (np.diff(taken) < -1e-3).sum()
+    assert shrunk > 20
 
 
 def test_deviating_seed_costs_one_query():

@@ -1,5 +1,6 @@
 // Memory that Python hands over: an address and an extent, checked before any native code follows it. The caller keeps the owner alive
-// for the duration of the call (ops.py holds every array of a search in one object).
+// for the duration of the call; ops/chains.py keeps the arrays of a search as long as the Slots that hold their addresses. On CUDA the
+// caching allocator gives freed memory only to later work of the same stream.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -66,6 +66,17 @@ struct Verdict {
     uint32_t margin;  // top-1 less top-2 probability, Q30, the smaller of the two models'
 };
 
+// From the two rows of scores; Row has finite, label, confidence and margin.
+template <class Row>
+COMPDX_HD Verdict make_verdict(const Row& original, const Row& compressed) {
+    return {static_cast<uint8_t>((original.finite ? 0 : 1) | (compressed.finite ? 0 : 2)),
+            original.label,
+            compressed.label,
+            original.confidence,
+            compressed.confidence,
+            original.margin < compressed.margin ? original.margin : compressed.margin};
+}
+
 COMPDX_HD uint32_t absolute_delta(const Verdict& v) {
     return v.original_confidence > v.compressed_confidence ? v.original_confidence - v.compressed_confidence
                                                            : v.compressed_confidence - v.original_confidence;

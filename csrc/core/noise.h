@@ -56,7 +56,7 @@ COMPDX_HD uint8_t bound_pixel(uint8_t value, uint8_t origin, int32_t linf) {
 
 // Place of speck i of salt & pepper, in 0..pixels-1; i < size is salt, the rest pepper.
 COMPDX_HD uint32_t speck_position(const Stream& stream, uint32_t i, uint32_t pixels) {
-    return below(stream.words(Purpose::positions, i >> 2).w[i & 3u], pixels);
+    return below(stream_words(stream, Purpose::positions, i >> 2).w[i & 3u], pixels);
 }
 
 struct PixelChange {
@@ -65,7 +65,7 @@ struct PixelChange {
 };
 
 COMPDX_HD PixelChange pixel_change(const Stream& stream, uint32_t i, uint32_t pixels) {
-    const Words words = stream.words(Purpose::positions, i);
+    const Words words = stream_words(stream, Purpose::positions, i);
     return {below(words.w[0], pixels), static_cast<uint8_t>(words.w[1] >> 24)};
 }
 

@@ -5,7 +5,6 @@
 #include "core/rules.h"
 
 namespace compdx {
-inline namespace COMPDX_ISA_NAMESPACE {
 
 // A draw: the operator with everything that is the same for all pixels of the image.
 struct Draw {
@@ -14,6 +13,8 @@ struct Draw {
     int32_t mean;   // multiplicative, Q16
     int32_t sigma;  // multiplicative, Q16
 };
+
+inline namespace COMPDX_ISA_NAMESPACE {
 
 // Floor of the square root, bit by bit: no float, so no rounding to disagree about.
 COMPDX_HD uint32_t integer_sqrt(uint32_t value) {
@@ -46,7 +47,7 @@ COMPDX_HD int32_t drawn_size(Operator op, uint32_t word, bool skip_identity, int
 }
 
 COMPDX_HD Draw draw_operator(Operator op, const Stream& stream, bool skip_identity, int32_t pixels) {
-    const Words words = stream.words(Purpose::parameters, 0);
+    const Words words = stream_words(stream, Purpose::parameters, 0);
     Draw draw = {op, drawn_size(op, words.w[0], skip_identity, pixels), 0, 0};
     if (op == kMultiplicative) {
         draw.mean = static_cast<int32_t>(words.w[1] >> 16) - 32768;

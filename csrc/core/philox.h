@@ -4,11 +4,21 @@
 #include "core/platform.h"
 
 namespace compdx {
-inline namespace COMPDX_ISA_NAMESPACE {
 
 struct Words {
     uint32_t w[4];
 };
+
+enum class Purpose : uint32_t { choose = 0, parameters = 1, pixels = 2, positions = 3 };
+
+// The random numbers of one mutant are addressed by what it is, never by where or when it is computed.
+struct Stream {
+    uint64_t seed;   // run seed
+    uint64_t index;  // identity of the seed image, < 2^56
+    uint32_t step;   // number of the mutant, from 1
+};
+
+inline namespace COMPDX_ISA_NAMESPACE {
 
 constexpr uint32_t kPhiloxM0 = 0xD2511F53u;
 constexpr uint32_t kPhiloxM1 = 0xCD9E8D57u;
@@ -37,24 +47,17 @@ COMPDX_HD Words philox(uint32_t k0, uint32_t k1, Words c) {
     return c;
 }
 
-enum class Purpose : uint32_t { choose = 0, parameters = 1, pixels = 2, positions = 3 };
+COMPDX_HD Words stream_counter(const Stream& stream, Purpose purpose, uint32_t block) {
+    return {{block, stream.step, static_cast<uint32_t>(stream.index),
+             static_cast<uint32_t>(purpose) | static_cast<uint32_t>(stream.index >> 32) << 8}};
+}
 
-// The random numbers of one mutant: addressed by what it is, never by where or when it is computed.
-struct Stream {
-    uint64_t seed;   // run seed
-    uint64_t index;  // identity of the seed image, < 2^56
-    uint32_t step;   // number of the mutant, from 1
+COMPDX_HD uint32_t stream_key0(const Stream& stream) { return static_cast<uint32_t>(stream.seed); }
+COMPDX_HD uint32_t stream_key1(const Stream& stream) { return static_cast<uint32_t>(stream.seed >> 32); }
 
-    COMPDX_HD Words counter(Purpose purpose, uint32_t block) const {
-        return {{block, step, static_cast<uint32_t>(index),
-                 static_cast<uint32_t>(purpose) | static_cast<uint32_t>(index >> 32) << 8}};
-    }
-    COMPDX_HD uint32_t key0() const { return static_cast<uint32_t>(seed); }
-    COMPDX_HD uint32_t key1() const { return static_cast<uint32_t>(seed >> 32); }
-    COMPDX_HD Words words(Purpose purpose, uint32_t block) const {
-        return philox(key0(), key1(), counter(purpose, block));
-    }
-};
+COMPDX_HD Words stream_words(const Stream& stream, Purpose purpose, uint32_t block) {
+    return philox(stream_key0(stream), stream_key1(stream), stream_counter(stream, purpose, block));
+}
 
 // The 16 bits of pixel p, from the words of block p >> 3.
 COMPDX_HD uint32_t pixel_bits(const Words& words, uint32_t p) {

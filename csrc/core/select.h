@@ -69,7 +69,7 @@ COMPDX_HD int drawn_rank(Selection selection, bool accepted_before, int current_
 }
 
 COMPDX_HD Operator choose_operator(const Rules& rules, const Chain& chain, const Stream& stream) {
-    const Words words = stream.words(Purpose::choose, 0);
+    const Words words = stream_words(stream, Purpose::choose, 0);
     const uint32_t ranks = operator_ranks(chain, permuted_places(words.w[1]));
     const int rank = drawn_rank(rules.selection, chain.last_operator != kNoOperator,
                                 place_of(ranks, chain.last_operator), words.w[0]);

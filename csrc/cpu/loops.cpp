@@ -51,7 +51,7 @@ constexpr int kChunkPixels = kChunkBlocks * 8;
 // Eight blocks at a time, one in each 64-bit lane. vpmuludq reads only the lower half of a lane, so what the xors leave in the upper
 // half needs no clearing between rounds.
 void eight_blocks(const Stream& stream, uint32_t block, uint16_t* out) {
-    const Words start = stream.counter(Purpose::pixels, 0);
+    const Words start = stream_counter(stream, Purpose::pixels, 0);
     // In this order of lanes the unpacks below bring the blocks into the order of memory.
     __m512i c0 = _mm512_add_epi64(_mm512_set1_epi64(block), _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7));
     __m512i c1 = _mm512_set1_epi64(start.w[1]);
@@ -59,8 +59,8 @@ void eight_blocks(const Stream& stream, uint32_t block, uint16_t* out) {
     __m512i c3 = _mm512_set1_epi64(start.w[3]);
     const __m512i m0 = _mm512_set1_epi64(kPhiloxM0);
     const __m512i m1 = _mm512_set1_epi64(kPhiloxM1);
-    uint32_t k0 = stream.key0();
-    uint32_t k1 = stream.key1();
+    uint32_t k0 = stream_key0(stream);
+    uint32_t k1 = stream_key1(stream);
     for (int round = 0; round < kPhiloxRounds; ++round) {
         const __m512i p0 = _mm512_mul_epu32(c0, m0);
         const __m512i p1 = _mm512_mul_epu32(c2, m1);
@@ -80,15 +80,15 @@ void eight_blocks(const Stream& stream, uint32_t block, uint16_t* out) {
 constexpr int kGroup = 8;
 #elif defined(__AVX2__)
 void four_blocks(const Stream& stream, uint32_t block, uint16_t* out) {
-    const Words start = stream.counter(Purpose::pixels, 0);
+    const Words start = stream_counter(stream, Purpose::pixels, 0);
     __m256i c0 = _mm256_add_epi64(_mm256_set1_epi64x(block), _mm256_setr_epi64x(0, 2, 1, 3));
     __m256i c1 = _mm256_set1_epi64x(start.w[1]);
     __m256i c2 = _mm256_set1_epi64x(start.w[2]);
     __m256i c3 = _mm256_set1_epi64x(start.w[3]);
     const __m256i m0 = _mm256_set1_epi64x(kPhiloxM0);
     const __m256i m1 = _mm256_set1_epi64x(kPhiloxM1);
-    uint32_t k0 = stream.key0();
-    uint32_t k1 = stream.key1();
+    uint32_t k0 = stream_key0(stream);
+    uint32_t k1 = stream_key1(stream);
     for (int round = 0; round < kPhiloxRounds; ++round) {
         const __m256i p0 = _mm256_mul_epu32(c0, m0);
         const __m256i p1 = _mm256_mul_epu32(c2, m1);
@@ -118,7 +118,7 @@ void fill_pixel_bits(const Stream& stream, uint32_t block, int blocks, uint16_t*
 #elif defined(__AVX2__)
         four_blocks(stream, block + i, out + 8 * i);
 #else
-        store_block(stream.words(Purpose::pixels, block + i), out + 8 * i);
+        store_block(stream_words(stream, Purpose::pixels, block + i), out + 8 * i);
 #endif
     }
 }
@@ -201,7 +201,7 @@ void mutate_salt_pepper(const MutateTask& task) {
     const uint32_t pixels = static_cast<uint32_t>(task.shape.size());
     const uint32_t specks = static_cast<uint32_t>(task.draw.size);
     for (uint32_t block = 0; 4 * block < 2 * specks; ++block) {
-        const Words words = task.stream.words(Purpose::positions, block);
+        const Words words = stream_words(task.stream, Purpose::positions, block);
         for (uint32_t i = 4 * block; i < 4 * block + 4 && i < 2 * specks; ++i) {
             task.mutant[below(words.w[i & 3u], pixels)] = i < specks ? 255 : 0;
         }

@@ -1,9 +1,8 @@
 #include "cpu/search.h"
 
-#include <cstdlib>
+#include <algorithm>
 #include <cstring>
 #include <memory>
-#include <vector>
 
 #include "core/coverage.h"
 #include "core/select.h"
@@ -19,19 +18,23 @@ int64_t image_grain(const Shape& shape) {
     return grain < 1 ? 1 : grain;
 }
 
-// Working memory of each thread, aligned for whole vectors.
+// Working memory of each thread that can have work, aligned for whole vectors. Not cleared: what is read before it was written is
+// thrown away again (the columns between the rows of padded planes).
 class Scratch {
   public:
-    Scratch(int threads, int64_t bytes) : stride_((bytes + 127) / 64 * 64), memory_(stride_ * threads + 64) {}
+    Scratch(int64_t count, int64_t grain, int threads, int64_t bytes)
+        : stride_((bytes + 127) / 64 * 64),
+          memory_(new uint8_t[stride_ * std::max<int64_t>(1, std::min<int64_t>(threads, (count + grain - 1) / grain)) +
+                              64]) {}
 
     uint8_t* of(int worker) {
-        const auto address = reinterpret_cast<uintptr_t>(memory_.data());
+        const auto address = reinterpret_cast<uintptr_t>(memory_.get());
         return reinterpret_cast<uint8_t*>((address + 63) / 64 * 64) + worker * stride_;
     }
 
   private:
     int64_t stride_;
-    std::vector<uint8_t> memory_;
+    std::unique_ptr<uint8_t[]> memory_;
 };
 
 void mutate_slot(const Rules& rules, const Slots& slots, const Input& input, const Loops& loop, int64_t slot,
@@ -81,12 +84,7 @@ void judge_slot(const Rules& rules, const Slots& slots, const Loops& loop, int64
     const bool is_mutant = chain.status == Status::active;
     const Scored a = loop.score({original + slot * classes, classes, rules.original_scores, state});
     const Scored b = loop.score({compressed + slot * classes, classes, rules.compressed_scores, state + classes});
-    const Verdict verdict = {static_cast<uint8_t>((a.finite ? 0 : 1) | (b.finite ? 0 : 2)),
-                             a.label,
-                             b.label,
-                             a.confidence,
-                             b.confidence,
-                             a.margin < b.margin ? a.margin : b.margin};
+    const Verdict verdict = make_verdict(a, b);
     uint8_t trace = chain.pending;
     if (record_verdict(chain, verdict)) {
         const bool novel = enter_state(rules, slots, loop, slot, state, classes);
@@ -112,8 +110,9 @@ void measure_change(const uint8_t* image, const uint8_t* seed, int32_t pixels, C
 
 void mutate(const Rules& rules, const Slots& slots, const Input& input, const Execution& execution) {
     const Loops& loop = loops(execution.isa);
-    Scratch scratch(execution.threads, scratch_bytes(rules.shape));
-    parallel_for(slots.count, image_grain(rules.shape), execution.threads, [&](int64_t begin, int64_t end, int worker) {
+    const int64_t grain = image_grain(rules.shape);
+    Scratch scratch(slots.count, grain, execution.threads, scratch_bytes(rules.shape));
+    parallel_for(slots.count, grain, execution.threads, [&](int64_t begin, int64_t end, int worker) {
         for (int64_t slot = begin; slot < end; ++slot) mutate_slot(rules, slots, input, loop, slot, scratch.of(worker));
     });
 }
@@ -121,8 +120,9 @@ void mutate(const Rules& rules, const Slots& slots, const Input& input, const Ex
 void judge(const Rules& rules, const Slots& slots, const float* original, const float* compressed, int32_t classes,
            const Execution& execution) {
     const Loops& loop = loops(execution.isa);
-    Scratch scratch(execution.threads, 2 * static_cast<int64_t>(classes) * sizeof(uint16_t));
-    parallel_for(slots.count, 64, execution.threads, [&](int64_t begin, int64_t end, int worker) {
+    constexpr int64_t grain = 64;
+    Scratch scratch(slots.count, grain, execution.threads, 2 * static_cast<int64_t>(classes) * sizeof(uint16_t));
+    parallel_for(slots.count, grain, execution.threads, [&](int64_t begin, int64_t end, int worker) {
         uint16_t* state = reinterpret_cast<uint16_t*>(scratch.of(worker));
         for (int64_t slot = begin; slot < end; ++slot) {
             judge_slot(rules, slots, loop, slot, original, compressed, classes, state);
@@ -172,8 +172,9 @@ void refill(const Rules& rules, const Slots& slots) {
 void apply(const ApplyTask& task, const Execution& execution) {
     const Loops& loop = loops(execution.isa);
     const int32_t pixels = task.shape.size();
-    Scratch scratch(execution.threads, scratch_bytes(task.shape));
-    parallel_for(task.count, image_grain(task.shape), execution.threads, [&](int64_t begin, int64_t end, int worker) {
+    const int64_t grain = image_grain(task.shape);
+    Scratch scratch(task.count, grain, execution.threads, scratch_bytes(task.shape));
+    parallel_for(task.count, grain, execution.threads, [&](int64_t begin, int64_t end, int worker) {
         for (int64_t i = begin; i < end; ++i) {
             const Stream stream = {task.seed, task.indices[i], task.steps[i]};
             Draw draw = draw_operator(task.op, stream, task.skip_identity, pixels);

@@ -7,7 +7,7 @@
 namespace compdx {
 
 // Calls body(context, begin, end, worker) over [0, count) in chunks of at most `grain`; worker < threads tells which scratch to use.
-// Results must not depend on the split. Safe after fork(): the child starts a pool of its own.
+// Results must not depend on the split, and body must not throw. Safe after fork(): the child starts a pool of its own.
 void parallel_for(int64_t count, int64_t grain, int threads, void (*body)(void*, int64_t, int64_t, int), void* context);
 
 template <class Body>

@@ -91,7 +91,7 @@ __device__ __forceinline__ void store_pack(T* to, int64_t left, const Pack<T, co
 
 // The shared memory that the launch asked for.
 __device__ __forceinline__ uint8_t* dynamic_shared() {
-    extern __shared__ uint8_t dynamic_memory[];
+    extern __shared__ __align__(16) uint8_t dynamic_memory[];
     return dynamic_memory;
 }
 

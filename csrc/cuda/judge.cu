@@ -138,12 +138,7 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
     const uint32_t states = chain.states;
     uint8_t trace = chain.pending;
     __syncwarp();  // from here on lane 0 changes the record, and all read the state
-    const Verdict verdict = {static_cast<uint8_t>((a.finite ? 0 : 1) | (b.finite ? 0 : 2)),
-                             a.label,
-                             b.label,
-                             a.confidence,
-                             b.confidence,
-                             min(a.margin, b.margin)};
+    const Verdict verdict = make_verdict(a, b);
     bool goes_on = false;
     if (lane_index() == 0) goes_on = record_verdict(chain, verdict);
     goes_on = __shfl_sync(kAllLanes, static_cast<int>(goes_on), 0) != 0;

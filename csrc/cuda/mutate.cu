@@ -18,7 +18,7 @@ unsigned threads_for(const Shape& shape) { return shape.size() > kLargeImage ? k
 // One lane ranks one operator, by one whole warp.
 __device__ __forceinline__ Operator choose_operator_by_warp(const Rules& rules, const Chain& chain,
                                                             const Stream& stream) {
-    const Words words = stream.words(Purpose::choose, 0);
+    const Words words = stream_words(stream, Purpose::choose, 0);
     const uint32_t places = permuted_places(words.w[1]);
     const int rank = lane_index() < kOperators ? operator_rank(chain, places, lane_index()) : kOperators;
     const int current = __shfl_sync(kAllLanes, rank, chain.last_operator);

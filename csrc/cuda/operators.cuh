@@ -52,7 +52,7 @@ __device__ __forceinline__ void copy_image(const Mutation& mutation) {
 template <Overflow overflow>
 __device__ void mutate_additive(const Mutation& mutation) {
     change_pixels(mutation, [&](Pixels& pixels, uint32_t block) {
-        const Words words = mutation.stream.words(Purpose::pixels, block);
+        const Words words = stream_words(mutation.stream, Purpose::pixels, block);
 #pragma unroll
         for (int i = 0; i < kBlockPixels; ++i) {
             pixels.v[i] = additive<overflow>(pixels.v[i], static_cast<uint16_t>(pixel_bits(words, i)));
@@ -63,7 +63,7 @@ __device__ void mutate_additive(const Mutation& mutation) {
 template <Overflow overflow>
 __device__ void mutate_multiplicative(const Mutation& mutation) {
     change_pixels(mutation, [&](Pixels& pixels, uint32_t block) {
-        const Words words = mutation.stream.words(Purpose::pixels, block);
+        const Words words = stream_words(mutation.stream, Purpose::pixels, block);
 #pragma unroll
         for (int i = 0; i < kBlockPixels; ++i) {
             const int32_t normal = normal_q12(static_cast<uint16_t>(pixel_bits(words, i)));

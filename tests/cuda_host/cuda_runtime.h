@@ -28,6 +28,7 @@ extern dim3 gridDim, blockDim, blockIdx, threadIdx;
 // A thread_local variable in a function is static, and `extern thread_local` refers to the one that the emulator owns: what `__shared__`
 // and `extern __shared__` mean, since all fibres of a CTA live on one thread.
 #define __shared__ thread_local
+#define __align__(bytes)  // the emulator's memory is aligned for everything
 
 namespace emulator {
 

@@ -146,7 +146,7 @@ class MCMCLoop:
         self._method = method
         self._rules = rules
         self._seeds = seeds
-        in_flight = _in_flight(state, done, slots)
+        in_flight = _in_flight(state, seeds, done, slots)
         busy = done | {int(index) for index in in_flight["seed_index"]}
         queue = np.array([row for row, index in enumerate(seeds.indices.tolist()) if index not in busy], np.int64)
         self._chains = ops.Chains(
@@ -193,7 +193,9 @@ class MCMCLoop:
     @property
     def active(self) -> bool:
         """Whether any seed still has work to do."""
-        return self._counters["active"] > 0
+        # Not "a slot is at work": on CUDA these counters are a few iterations old, and ended chains may fill all slots,
+        # waiting for room in the ring, while the queue is not empty.
+        return self._counters["ended"] < self._total
 
     @property
     def progress(self) -> Progress:
@@ -216,14 +218,20 @@ class MCMCLoop:
         """Return the next queries: uint8 ``[chains, C, H, W]``, or the models' input when started with ``inputs``.
 
         The same array every time, overwritten by the next ``ask``. Rows of idle slots hold old or no data; their scores
-        are ignored. NumPy on the CPU, a PyTorch tensor on CUDA. Asking twice without ``tell`` gives the same queries.
+        are ignored. NumPy on the CPU. On CUDA a PyTorch tensor, written asynchronously on the current stream: the models
+        must run on that stream too. Asking twice without ``tell`` gives the same queries.
         """
         ops.mutate(self._chains, self._input, **self._how)
         self._asked = True
         return self._chains.typed(self._input, self._how["dtype"])
 
     def tell(self, a: Any, b: Any) -> None:
-        """Take the scores ``[chains, K]`` of the original and the compressed model on what ``ask`` returned."""
+        """Take the scores of the original and the compressed model on what ``ask`` returned.
+
+        Floating ``[chains, K]`` each, K >= 2 and the same in every call, any DLPack array on the loop's device; NaN and
+        infinity end their chain. Asynchronous on CUDA, but for reading ended chains when many have gathered.
+        Raises TypeError or ValueError by the argument's name; RuntimeError when ``ask`` was not called before.
+        """
         if not self._asked:
             msg = "tell: expected a call of ask before it"
             raise RuntimeError(msg)
@@ -236,11 +244,11 @@ class MCMCLoop:
         # On the CPU the ring can be read at once; on CUDA reading waits for the device, so the ring is given time to
         # fill.
         pending = self._counters["ended"] - self._counts["ended"]
-        if pending >= (1 if self._chains.device == "cpu" else self._chains.ring_capacity // 4):
+        if pending >= (1 if self._chains.device == "cpu" else max(1, self._chains.ring_capacity // 4)):
             self._drain()
 
     def take(self) -> Outcomes:
-        """Return the chains that ended since the last ``take``, in no particular order."""
+        """Return the chains that ended since the last ``take``, in no particular order. Waits for a CUDA device."""
         self._drain()
         outcomes = Outcomes.concatenate(self._ended) if self._ended else Outcomes.empty(self.shape)
         self._ended = []
@@ -264,7 +272,7 @@ class MCMCLoop:
         )
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
-        """Return a checkpoint: every array that ``MCMC.start(state=...)`` needs."""
+        """Return a checkpoint: every array that ``MCMC.start(state=...)`` needs. Waits for the device on CUDA."""
         return self._chains.state()
 
     def _drain(self) -> None:
@@ -310,14 +318,22 @@ def _records(state: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
     return np.ascontiguousarray(state["chains"]).view(ops.CHAIN).reshape(-1)
 
 
-def _in_flight(state: Mapping[str, npt.NDArray[Any]] | None, done: set[int], slots: int) -> npt.NDArray[Any]:
-    """Slots and identities of the chains of a checkpoint that go on; those without a slot start again from their
-    seeds."""
+def _in_flight(
+    state: Mapping[str, npt.NDArray[Any]] | None, seeds: Seeds, done: set[int], slots: int
+) -> npt.NDArray[Any]:
+    """Slots and identities of the chains of a checkpoint that go on; those without a slot start again from their seeds.
+
+    Raises ValueError when a chain belongs to no seed of this set: the checkpoint is of another search.
+    """
     found: list[tuple[int, int]] = []
     if state is not None:
+        known = set(seeds.indices.tolist())
         records = _records(state)
         for slot in np.flatnonzero((records["status"] == ops.FRESH) | (records["status"] == ops.ACTIVE)).tolist():
             index = int(records["seed_index"][slot])
+            if index not in known:
+                msg = f"state: expected chains of these seeds, got one of seed {index}"
+                raise ValueError(msg)
             if index not in done and len(found) < slots:
                 found.append((slot, index))
     return np.array(found, [("slot", np.int64), ("seed_index", np.int64)])
