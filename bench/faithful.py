@@ -167,13 +167,15 @@ def methods(budget: int) -> dict[str, compdx.MCMC]:
     }
 
 
-def compare(peer: Peer, images: Array, count: int, budget: int, repeats: int) -> dict[str, Any]:
+def compare(peer: Peer, images: Array, count: int, budget: int, repeats: int, only: list[str] | None) -> dict[str, Any]:
     """All figures of one pair."""
     rows = agreeing(peer, images, count, SAMPLE_SEED)
     loop = run_published(peer, images, rows, budget)
     report: dict[str, Any] = {"published": loop.figures(), "settings": {}}
     show(peer.name, "published loop", report["published"])
     for name, method in methods(budget).items():
+        if only is not None and name not in only:
+            continue
         runs, grades = run_compdx(peer, images, rows, method, range(RUN_SEED, RUN_SEED + repeats))
         figures = {**pooled(runs).figures(), "grades": grades, "settings": method.settings()}
         report["settings"][name] = figures
@@ -207,6 +209,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=3000)
     parser.add_argument("--repeats", type=int, default=5, help="run seeds of every setting")
     parser.add_argument("--threads", type=int, default=1, help="threads of the models, on both sides")
+    parser.add_argument("--settings", nargs="+", choices=sorted(methods(1)), help="only these settings; default all")
     parser.add_argument("--smoke", action="store_true", help="small models, few seeds: does it run?")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -219,12 +222,12 @@ def main() -> None:
     reports = {}
     if small:
         peer, images = small_pair()
-        reports[peer.name] = compare(peer, images, count, budget, repeats)
+        reports[peer.name] = compare(peer, images, count, budget, repeats, options.settings)
     else:
         for name in options.names:
             peer = load_pair(name, options.pairs, threads=options.threads)
             images = load_images(name, options.data)
-            reports[name] = compare(peer, images, count, budget, repeats)
+            reports[name] = compare(peer, images, count, budget, repeats, options.settings)
     if not small or options.out:
         sizes = {"seeds": count, "budget": budget, "repeats": repeats, "threads": options.threads}
         sizes |= {"sample_seed": SAMPLE_SEED, "run_seed": RUN_SEED}

@@ -2,10 +2,10 @@
 
     python bench/memory.py --data DIR [--smoke]
 
-DIR holds `mnist/train.parquet` and `mnist/test.parquet` in the Hugging Face layout. The pair is the demo's network, trained
-on MNIST, and its int8 version by torchao. Each number of seeds runs in a process of its own, which reports its peak
-resident memory before and after the search; the findings go to disk, are read back, replayed from their rows and verified.
-Without --data, or with --smoke, scikit-learn's digits take the place of MNIST.
+DIR holds `mnist/train.parquet` and `mnist/test.parquet` in the Hugging Face layout. The pair is the demo's network,
+trained on MNIST, and its int8 version by torchao. Each number of seeds runs in a process of its own, which reports its
+peak resident memory before and after the search; the findings go to disk, are read back, replayed from their rows and
+verified. Without --data, or with --smoke, scikit-learn's digits take the place of MNIST.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from record import record
-
 import compdx
 from compdx.compress import quantize
 from compdx.zoo import digits
+from record import record
 
 SIZES = (1_000, 10_000)
 SMOKE_SIZES = (20, 60)
@@ -42,6 +41,13 @@ def load(data: Path | None, count: int) -> tuple[compdx.Seeds, compdx.Seeds]:
         return training, held_out.select(slice(count))
     training = compdx.Seeds.from_parquet(data / "mnist" / "train.parquet", limit=12_000)
     return training, compdx.Seeds.from_parquet(data / "mnist" / "test.parquet", limit=count)
+
+
+def share(model: Any) -> float | None:
+    """Accuracy of one model of a checkup; None when it could not be measured."""
+    if model is None or model.accuracy is None:
+        return None
+    return float(model.accuracy.hits / model.accuracy.total)
 
 
 def measure(data: Path | None, count: int, chains: int) -> dict[str, Any]:
@@ -73,8 +79,8 @@ def measure(data: Path | None, count: int, chains: int) -> dict[str, Any]:
         "peak_megabytes_before": before,
         "peak_megabytes_after": after,
         "run_bytes_on_disk": stored,
-        "accuracy": str(accuracy.original),
-        "accuracy_compressed": str(accuracy.compressed),
+        "accuracy": share(accuracy.original),
+        "accuracy_compressed": share(accuracy.compressed),
         "grades": grades,
         "replayed": len(sample),
         **findings.summary.to_json(),

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import record
 
 import compdx
 from networks import NETWORKS, pair
+from record import record
 
 
 def timed(run: Callable[[], Any], device: str) -> float:

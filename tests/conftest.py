@@ -1,7 +1,8 @@
-"""What all tests share: the `gpu` marker and the folder of data that lies beside a checkout."""
+"""What all tests share: the `gpu` marker and where the public data sets are."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """Real data sets and published model pairs: too large for the repository, and no test downloads anything."""
-    path = ROOT.parent / "shared"
-    if not path.is_dir():
-        pytest.skip("the data sets are not beside this checkout (../shared)")
+def data_sets() -> Path:
+    """MNIST and CIFAR-10 as Parquet: too large for the repository, and no test downloads anything."""
+    path = Path(os.environ.get("COMPDX_DATA", ROOT.parent / "shared" / "data"))
+    if not all((path / name).is_dir() for name in ("mnist", "cifar10")):
+        pytest.skip("set COMPDX_DATA to a directory with mnist/ and cifar10/")
     return path

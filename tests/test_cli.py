@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import compdx
 from compdx import Findings, cli, screen
 from compdx.driver import Event
 from compdx.store import done_seeds, read_run
@@ -78,6 +80,10 @@ def ten_classes():
 
 def bare():
     return Same(7)
+
+
+def wide():
+    return Same(7, classes=6)
 
 
 def normalised():
@@ -263,6 +269,15 @@ def test_bare_models_take_their_preprocessing_from_the_command_line(shell: Shell
     assert header["pair"]["original"]["name"] == "nets:normalised"
 
 
+def test_bare_models_take_bounds_and_the_offset_of_the_classes(shell: Shell) -> None:
+    models = ("--original", "nets:wide", "--compressed", "nets:wide", "--bounds", "-1,1", "--class-offset", "1")
+    result = shell.run("search", *models, "--seeds", "seeds.npz", "--out", "run", "--budget", "3", "--threads", "2")
+    assert result.code == 0, result.err
+    original = json.loads((shell.folder / "run" / "run.json").read_text())["pair"]["original"]
+    assert original["inputs"]["bounds"] == [-1.0, 1.0]
+    assert original["class_offset"] == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -297,16 +312,37 @@ def test_wrong_factories(shell: Shell, monkeypatch: pytest.MonkeyPatch, target: 
 
 def test_wrong_settings() -> None:
     with pytest.raises(ValueError, match="--mean must be a number"):
-        cli._preprocessing("a", None, None, None)
+        cli._preprocessing("a", None, None, None, None, None)
+    with pytest.raises(ValueError, match=r"--bounds must be two numbers LO,HI, got '0\.\.1'"):
+        cli._preprocessing(None, None, "0..1", None, None, None)
     with pytest.raises(ValueError, match="overflow"):
         cli._method("mcmc", None, ["overflow=red"])
     with pytest.raises(ValueError, match="'mcmc'"):
         cli._method("magic", None, [])
-    assert cli._preprocessing("0.5,0.25,1", "2", "NHWC", None) == {
+    assert cli._preprocessing("0.5,0.25,1", "2", "0,255", "NHWC", None, 0) == {
         "mean": (0.5, 0.25, 1.0),
         "std": 2.0,
+        "bounds": (0.0, 255.0),
         "layout": "NHWC",
+        "class_offset": 0,
     }
+
+
+def test_version(shell: Shell) -> None:
+    result = shell.run("--version")
+    assert (result.code, result.out) == (0, f"compdx {compdx.__version__}\n")
+
+
+def test_threads_reach_torch_and_the_search(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    monkeypatch.syspath_prepend(str(shell.folder))
+    monkeypatch.chdir(shell.folder)
+    monkeypatch.delitem(sys.modules, "nets", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(set_num_threads=threads.append, nn=types))
+    monkeypatch.setattr(types, "Module", str, raising=False)  # no model here is one
+    for wanted in (None, 3):
+        cli._pair("nets:original", "nets:compressed", {}, None, wanted)
+    assert threads == [3]
 
 
 def test_errors_as_json_and_with_traceback(shell: Shell) -> None:
@@ -337,7 +373,7 @@ def test_an_existing_run_is_kept(finished: tuple[Shell, Result]) -> None:
 
 def test_a_model_that_raises_keeps_what_was_found(finished: tuple[Shell, Result], shell: Shell) -> None:
     result = shell.search("run", FAIL_AT="20")
-    assert "RuntimeError: out of cheese; in iteration 20 of this session; " in result.error
+    assert "RuntimeError: out of cheese; in iteration 20 since this start; " in result.error
     done = done_seeds(shell.folder / "run")
     assert f"{len(done)} of 40 seeds had ended and are in run" in result.error
     assert 0 < len(done) < 40

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +145,8 @@ def test_demo_from_start_to_end(tmp_path: Path) -> None:
     text = "\n".join(lines)
     for part in ("accuracy", "effective", "stable", "queries in", str(result.sheet)):
         assert part in text
+    assert lines[-1] == f"all of it   {result.seconds:.1f} s"
+    assert result.seconds > result.findings.summary.seconds
 
     loaded = Findings.load(tmp_path / "run")
     assert loaded.table == result.findings.table
@@ -149,6 +154,21 @@ def test_demo_from_start_to_end(tmp_path: Path) -> None:
 
     again = demo.run(tmp_path, seeds=40, budget=200, epochs=2, echo=lines.append)
     assert again.findings.table == result.findings.table
+
+
+def test_demo_from_the_command_line(tmp_path: Path) -> None:
+    options = ("--seeds", "20", "--budget", "30", "--threads", "1", "--json", "--quiet")
+    command = [sys.executable, "-m", "compdx", "demo", *options]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "compdx" not in result.stderr
+    answer = json.loads(result.stdout)
+    findings = Findings.load(tmp_path / "demo" / "run")
+    assert answer["out"] == "demo"
+    assert answer["summary"] == findings.summary.to_json()
+    assert sum(answer["kinds"].values()) == sum(answer["grades"].values()) == answer["findings"] == len(findings)
+    assert answer["seconds"] > answer["summary"]["seconds"]
+    assert (tmp_path / answer["sheet"]).exists()
 
 
 @pytest.mark.parametrize("seeds", [0, 600])

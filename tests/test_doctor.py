@@ -259,3 +259,9 @@ def test_the_report_as_json() -> None:
 def test_bad_settings(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a positive integer, got 0"):
         examine(nearest, **{name: 0})
+
+
+def test_seeds_may_be_an_array() -> None:
+    assert doctor(Pair(Model(nearest), Model(nearest)), IMAGES).seeds == len(IMAGES)
+    with pytest.raises(TypeError, match=r"seeds must be compdx\.Seeds or a uint8 array .* got int"):
+        doctor(Pair(Model(nearest), Model(nearest)), 3)

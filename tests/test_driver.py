@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import threading
@@ -285,7 +286,7 @@ def test_a_model_that_raises_loses_nothing(seeds: Seeds, expected: Findings, tmp
     with pytest.raises(RuntimeError, match="out of cheese") as caught:
         run(make_pair(call, broken), seeds, out)
     notes = "; ".join(caught.value.__notes__)
-    assert f"in iteration {call} of this session" in notes
+    assert f"in iteration {call} since this start" in notes
     assert str(out) in notes
     done = done_seeds(out)
     assert f"{len(done)} of 40 seeds had ended" in notes
@@ -294,15 +295,15 @@ def test_a_model_that_raises_loses_nothing(seeds: Seeds, expected: Findings, tmp
 
 
 def test_a_run_killed_again_and_again_ends_the_same(seeds: Seeds, expected: Findings, tmp_path: Path) -> None:
-    out, seconds, sessions = tmp_path / "run", [], 0
+    out, seconds, starts = tmp_path / "run", [], 0
     while True:
         try:
-            findings = run(make_pair(6, broken), seeds, out, resume=sessions > 0, listen=None)
+            findings = run(make_pair(6, broken), seeds, out, resume=starts > 0, listen=None)
             break
         except RuntimeError:
-            sessions += 1
+            starts += 1
             seconds.append(read_run(out).counters["seconds"])
-    assert sessions > 5
+    assert starts > 5
     assert seconds == sorted(seconds)
     assert_same(findings, expected)
     assert findings.summary.seconds > seconds[-1]
@@ -492,5 +493,46 @@ def test_search_shows_progress_on_stderr(seeds: Seeds, capsys: pytest.CaptureFix
 def test_search_names_wrong_arguments(seeds: Seeds) -> None:
     with pytest.raises(TypeError, match="pair must be"):
         search(make_pair, seeds)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="progress must be"):
-        search(make_pair(), seeds, method=Brighten(), seed=7, progress="yes")  # type: ignore[arg-type]
+    wrong: list[tuple[str, Any, type[Exception], str]] = [
+        ("progress", "yes", TypeError, "progress must be"),
+        ("method", 3, TypeError, r"method must be the name of a method or its settings, such as MCMC\(\), got int"),
+        ("method", Brighten, TypeError, "got the class Brighten"),
+        ("method", "magic", ValueError, "method must be one of 'mcmc'"),
+        ("device", 3, TypeError, "device must be None, 'cpu' or"),
+        ("chains", 0, ValueError, "^chains"),
+        ("chains", 2.5, TypeError, "^chains"),
+        ("seed", -1, ValueError, "^seed"),
+        ("threads", 0, ValueError, "^threads"),
+        ("out", 3, TypeError, "out must be None or the path of a directory, got int"),
+    ]
+    for name, value, error, text in wrong:
+        arguments: dict[str, Any] = {"method": Brighten(), "seed": 7, name: value}
+        with pytest.raises(error, match=text):
+            search(make_pair(), seeds, **arguments)
+    with pytest.raises(TypeError, match="seeds must be"):
+        search(make_pair(), 3)
+
+
+def test_threads_reach_a_method_only_when_asked_for(seeds: Seeds, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, asked = Brighten.start, []
+
+    def watched(self: Brighten, seeds: Seeds, **settings: Any) -> BrightenLoop:
+        asked.append(settings.pop("threads", "nothing said"))
+        return start(self, seeds, **settings)
+
+    monkeypatch.setattr(Brighten, "start", watched)
+    search(make_pair(), seeds, method=Brighten(), seed=7, progress=False)
+    search(make_pair(), seeds, method=Brighten(), seed=7, progress=False, threads=3)
+    assert asked == ["nothing said", 3]
+
+
+def test_a_run_is_not_resumed_with_other_weights(seeds: Seeds, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    nets = [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval() for _ in range(3)]
+    run(Pair(nets[0], nets[1]), seeds, tmp_path / "run")
+    same = copy.deepcopy(nets[1])
+    run(Pair(nets[0], same), seeds, tmp_path / "run", resume=True)
+    with torch.no_grad():
+        same[1].bias[2] += 1e-6
+    with pytest.raises(ValueError, match=r"other settings: pair\.compressed\.weights_sha256 is "):
+        run(Pair(nets[0], same), seeds, tmp_path / "run", resume=True)

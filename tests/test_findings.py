@@ -167,7 +167,7 @@ class TestTable:
             assert len(findings) == 0
             assert findings.table.schema.equals(SCHEMA)
             assert findings.images.shape == (0, *SHAPE)
-            assert len(findings.exhausted) == len(outcomes)
+            assert len(findings.exhausted) == len(outcomes) == findings.kinds["exhausted"]
             findings.check()
 
 
@@ -181,6 +181,7 @@ class TestImages:
         assert (findings.images == outcomes.images[found]).all()
         assert findings.images is findings.images
         findings.check()
+        assert (findings.check_image(3) == findings.images[3]).all()
         stored = Image.open(io.BytesIO(findings.table["image"][0].as_py()["bytes"]))
         modes = {3: ("RGB", (5, 7)), 4: ("RGBA", (5, 7))}
         assert (stored.mode, stored.size) == modes.get(channels, ("L", (5, 7 * channels)))
@@ -192,6 +193,10 @@ class TestImages:
         findings.table = findings.table.set_column(place, "sha256", pa.array(hashes[::-1]))
         with pytest.raises(ValueError, match=f"the image of seed 0 must have the SHA-256 {hashes[1]}, got {hashes[0]}"):
             findings.check()
+        with pytest.raises(ValueError, match="the image of seed 1 must have"):
+            findings.check_image(-1)
+        with pytest.raises(IndexError):
+            findings.check_image(2)
 
     @pytest.mark.parametrize("change", ["no image", "half", "size", "mode", "none"])
     def test_damaged_images_are_named(self, change: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
 import numpy as np
 import pytest
 
-from compdx.model import Inputs, Model, Pair
+from compdx.model import Inputs, Model, Pair, import_optional
 
 torch = pytest.importorskip("torch")
 
@@ -297,8 +298,58 @@ def test_describe_is_json() -> None:
     assert about["original"]["torch"] == torch.__version__
     assert about["original"]["type"].endswith("Linear")
     assert about["compressed"]["parameters"] is None
+    assert about["compressed"]["weights_sha256"] is None
     assert about["compressed"]["inputs"]["bounds"] == [0.0, 1.0]
     assert about["shared_inputs"] is True
+
+
+def weights(module: Any) -> Any:
+    return Model(module.eval()).describe()["weights_sha256"]
+
+
+def test_weights_are_told_apart_by_name_type_shape_and_bytes() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.BatchNorm1d(2))
+    before = weights(net)
+    assert len(before) == 64
+    assert weights(copy.deepcopy(net)) == before
+    with torch.no_grad():
+        net[0].weight.mul_(-1)
+    assert weights(net) != before
+    with torch.no_grad():
+        net[0].weight.mul_(-1)
+    assert weights(net) == before
+    net[1].running_mean += 1
+    assert weights(net) != before
+    net[1].running_mean -= 1
+    assert weights(net.to(torch.bfloat16)) != before
+    zeros = [torch.nn.Linear(*shape, bias=False) for shape in ((2, 6), (6, 2), (3, 4))]
+    for linear in zeros:
+        torch.nn.init.zeros_(linear.weight)
+    assert len({weights(linear) for linear in zeros}) == 3
+    assert weights(torch.nn.ReLU()) is None
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")  # deprecated, and yet what users have
+def test_weights_of_exported_and_packed_modules() -> None:
+    nets = [torch.nn.Sequential(torch.nn.Linear(4, 2)).eval() for _ in range(2)]
+    exported = [torch.export.export(net, (torch.zeros(2, 4),)).module() for net in nets]
+    assert len({Model(module).describe()["weights_sha256"] for module in exported}) == 2
+    packed = []
+    for scale in (0.5, 0.25):
+        module = torch.nn.Module()
+        values = torch.quantize_per_tensor(torch.ones(3), scale, 0, torch.qint8)
+        module.register_buffer("values", values)
+        module.register_buffer("sparse", torch.eye(3).to_sparse())
+        module.forward = lambda x: x
+        packed.append(weights(module))
+    assert packed[0] == packed[1], "the same values"
+    module.values = torch.quantize_per_tensor(torch.ones(3) * 2, scale, 0, torch.qint8)
+    assert weights(module) != packed[1]
+
+
+def test_a_missing_package_is_named_with_the_line_that_brings_it() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r'quantization needs no_such: pip install "compdx\[demo\]"'):
+        import_optional("no_such.part", "quantization", "demo")
 
 
 # ---- Pair

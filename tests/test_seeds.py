@@ -19,8 +19,6 @@ from compdx.seeds import Seeds, load
 from compdx.store import RunWriter
 from make_golden import SHAPE, make_header, make_outcomes
 
-DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-
 
 def some_images(count: int = 4, shape: tuple[int, int, int] = (1, 6, 5)) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
@@ -161,6 +159,18 @@ class TestArrays:
     def test_bad_indices(self, indices: Any, words: str) -> None:
         with pytest.raises(ValueError, match=words):
             Seeds(some_images(), indices=indices)
+
+    def test_seeds_of(self) -> None:
+        seeds = Seeds(some_images())
+        assert Seeds.of(seeds) is seeds
+        assert Seeds.of(some_images()).fingerprint == seeds.fingerprint
+        for wrong in (3, "folder", [some_images()]):
+            with pytest.raises(TypeError, match=r"seeds must be compdx\.Seeds or a uint8 array \[N, C, H, W\], got "):
+                Seeds.of(wrong)
+        with pytest.raises(TypeError, match="seeds must have dtype uint8, got float64"):
+            Seeds.of(np.zeros((2, 1, 4, 4)))
+        with pytest.raises(ValueError, match=r"seeds must have rank 4 .* pass seeds\[:, None\]"):
+            Seeds.of(some_images()[:, 0])
 
     def test_a_label_without_a_name(self) -> None:
         with pytest.raises(ValueError, match="got 2 names and the label 2"):
@@ -336,10 +346,8 @@ class TestParquet:
     @pytest.mark.parametrize(
         ("name", "shape", "first"), [("mnist", (1, 28, 28), "0"), ("cifar10", (3, 32, 32), "airplane")]
     )
-    def test_real_data(self, name: str, shape: tuple[int, int, int], first: str) -> None:
-        path = DATA / name / "test.parquet"
-        if not path.exists():
-            pytest.skip(f"no {name} beside the repository")
+    def test_real_data(self, data_sets: Path, name: str, shape: tuple[int, int, int], first: str) -> None:
+        path = data_sets / name / "test.parquet"
         seeds = Seeds.from_parquet(path, limit=300)
         assert len(seeds) == 300
         assert seeds.shape == shape

@@ -224,6 +224,14 @@ def test_bad_settings(settings: dict[str, Any], text: str) -> None:
         verify(Pair(always(1), always(0)), make_findings(1), **settings)
 
 
+@pytest.mark.parametrize("findings", [3, None, np.zeros(3)])
+def test_findings_of_another_kind_are_named(findings: Any) -> None:
+    with pytest.raises(TypeError, match=r"findings must be compdx\.Findings or the path of a run, got "):
+        verify(Pair(always(1), always(0)), findings)
+    with pytest.raises(TypeError, match="batch_sizes must be a sequence of integers, got int"):
+        verify(Pair(always(1), always(0)), make_findings(1), batch_sizes=8)  # type: ignore[arg-type]
+
+
 def test_a_missing_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         verify(Pair(always(1), always(0)), tmp_path / "nowhere")

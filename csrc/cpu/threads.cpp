@@ -1,5 +1,7 @@
 #include "cpu/threads.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <memory>
@@ -7,20 +9,8 @@
 #include <thread>
 #include <vector>
 
-#if !defined(_WIN32)
-#include <unistd.h>
-#endif
-
 namespace compdx {
 namespace {
-
-int process_id() {
-#if defined(_WIN32)
-    return 0;
-#else
-    return static_cast<int>(getpid());
-#endif
-}
 
 class Pool {
   public:
@@ -104,7 +94,7 @@ class Pool {
 Pool& pool() {
     static std::atomic<Pool*> current{nullptr};
     Pool* found = current.load(std::memory_order_acquire);
-    const int process = process_id();
+    const int process = getpid();
     while (found == nullptr || found->process() != process) {
         auto fresh = std::make_unique<Pool>(process);
         if (current.compare_exchange_strong(found, fresh.get(), std::memory_order_acq_rel)) return *fresh.release();

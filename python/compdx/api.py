@@ -12,11 +12,14 @@ from compdx import driver, methods
 from compdx.findings import Findings
 from compdx.methods.base import Method
 from compdx.model import Pair
+from compdx.ops.checks import check_seed, within
 from compdx.screen import Screen
 from compdx.seeds import Seeds
 
 CPU_CHAINS = 512
 CUDA_CHAINS = 8192
+MOST_CHAINS = 1 << 24
+MOST_THREADS = 4096
 
 Listener = Callable[[driver.Event], object]
 
@@ -30,6 +33,7 @@ def search(
     chains: int | None = None,
     seed: int = 0,
     device: str | None = None,
+    threads: int | None = None,
     out: str | PathLike[str] | None = None,
     resume: bool = False,
     progress: bool | Listener = True,
@@ -40,13 +44,15 @@ def search(
         pair: A `Pair`, or a tuple ``(original, compressed)`` of what `Pair` takes.
         seeds: `Seeds`, or a uint8 array ``[N, C, H, W]`` that is made into one.
         method: Name of a method (``"mcmc"``) or its settings (``MCMC(...)``).
-        budget: Most queries spent on one seed, its own included, at least 1. ``None``: the method's own (1,000 for
-            ``"mcmc"``).
+        budget: Most queries spent on one seed, its own included, at least 1. ``None``: the method's own, 1,000 for
+            ``"mcmc"``; a default number would silently override the one in ``MCMC(budget=...)``.
         chains: Number of slots, i.e. the batch size that both models always see. ``None``: the number of seeds, at
             most 512 on the CPU and 8,192 on CUDA.
         seed: Run seed, 0..2**64 - 1. With the same seed, seeds and models the findings are the same, whatever
             ``chains``, ``device``, interruptions and resumes (as long as the models' own scores are).
         device: Where the search runs: ``None`` or the device of the pair, ``"cpu"`` or ``"cuda[:i]"``.
+        threads: CPU threads of the search's own work, a matter of speed alone; the models have their own. ``None``:
+            the method's choice.
         out: Directory of the run. Findings are committed there as they come, with a checkpoint of the chains.
             ``None``: everything stays in memory.
         resume: Continue the run in ``out`` where it was left, with the same seeds, pair and settings. A run that
@@ -63,11 +69,16 @@ def search(
 
     The search follows DFlare (Tian et al., TOSEM 2023); ``docs/methods.md`` lists the differences.
     """
-    pair = _pair(pair)
-    seeds = seeds if isinstance(seeds, Seeds) else Seeds(seeds)
+    pair, seeds = Pair.of(pair), Seeds.of(seeds)
     settings = methods.resolve(method, budget)
-    device = pair.device if device is None else "cuda:0" if device == "cuda" else device
-    if chains is None:
+    device = _device(device, pair)
+    directory = _directory(out)
+    check_seed(seed)
+    if threads is not None:
+        within("threads", threads, 1, MOST_THREADS)
+    if chains is not None:
+        within("chains", chains, 1, MOST_CHAINS)
+    else:
         chains = min(len(seeds), CUDA_CHAINS if device.startswith("cuda") else CPU_CHAINS)
     with _listener(progress) as listen:
         return driver.run(
@@ -77,18 +88,26 @@ def search(
             chains=chains,
             seed=seed,
             device=device,
-            out=None if out is None else Path(out),
+            threads=threads,
+            out=directory,
             resume=resume,
             listen=listen,
         )
 
 
-def _pair(pair: Pair | tuple[Any, Any]) -> Pair:
-    if isinstance(pair, Pair):
-        return pair
-    if isinstance(pair, tuple) and len(pair) == 2:
-        return Pair(*pair)
-    msg = f"pair must be a compdx.Pair or a tuple (original, compressed), got {type(pair).__name__}"
+def _device(device: str | None, pair: Pair) -> str:
+    if device is None:
+        return pair.device
+    if not isinstance(device, str):
+        msg = f"device must be None, 'cpu' or 'cuda[:index]', got {type(device).__name__}"
+        raise TypeError(msg)
+    return "cuda:0" if device == "cuda" else device
+
+
+def _directory(out: str | PathLike[str] | None) -> Path | None:
+    if out is None or isinstance(out, (str, PathLike)):
+        return None if out is None else Path(out)
+    msg = f"out must be None or the path of a directory, got {type(out).__name__}"
     raise TypeError(msg)
 
 

@@ -173,7 +173,7 @@ class Checkup:
         return "\n".join([*lines, *(map(str, self.problems) if self.problems else ["no problems found"])])
 
 
-def doctor(pair: Pair | tuple[Any, Any], seeds: Seeds, *, limit: int = 2000, batch_size: int = 256) -> Checkup:
+def doctor(pair: Pair | tuple[Any, Any], seeds: Seeds | Any, *, limit: int = 2000, batch_size: int = 256) -> Checkup:
     """Check that both models do on the seeds what their owner believes.
 
     It measures the accuracy of both models (with labels), how often they agree, the ranges of images, inputs and
@@ -183,7 +183,7 @@ def doctor(pair: Pair | tuple[Any, Any], seeds: Seeds, *, limit: int = 2000, bat
 
     Args:
         pair: A `Pair`, or a tuple ``(original, compressed)`` of what `Pair` takes.
-        seeds: The seeds, best with labels; a label of -1 is unknown.
+        seeds: `Seeds`, best with labels, or a uint8 array ``[N, C, H, W]``; a label of -1 is unknown.
         limit: Look at no more than so many, spread evenly; experiments look at 256.
         batch_size: Images a batch.
 
@@ -191,7 +191,7 @@ def doctor(pair: Pair | tuple[Any, Any], seeds: Seeds, *, limit: int = 2000, bat
         A `Checkup`. A model that fails on its input is a problem in it, not an exception.
 
     Raises:
-        ValueError: ``limit`` or ``batch_size`` < 1.
+        TypeError, ValueError: An argument is of the wrong kind or out of range.
 
     Nothing is random.
     """
@@ -199,7 +199,7 @@ def doctor(pair: Pair | tuple[Any, Any], seeds: Seeds, *, limit: int = 2000, bat
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             msg = f"{name} must be a positive integer, got {value!r}"
             raise ValueError(msg)
-    pair = Pair.of(pair)
+    pair, seeds = Pair.of(pair), Seeds.of(seeds)
     seeds = seeds.select(_spread(len(seeds), limit))
     labels = seeds.labels
     if labels is not None and (labels < 0).all():

@@ -11,7 +11,6 @@ import os
 import shlex
 import sys
 import traceback
-from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, NoReturn
@@ -23,13 +22,13 @@ try:
     from rich.markup import escape
     from rich.table import Table
 except ModuleNotFoundError as error:
-    msg = 'the command line needs typer and rich: pip install "compdx[cli]"'
+    msg = "the command line needs typer and rich: pip install typer rich"
     raise ModuleNotFoundError(msg, name=error.name) from error
 
 import compdx
 from compdx import demo as demonstration
 from compdx import methods
-from compdx.findings import KINDS, Findings
+from compdx.findings import EXHAUSTED, KINDS, Findings
 from compdx.methods.base import Method
 from compdx.model import Model, Pair
 from compdx.screen import Ticker
@@ -42,12 +41,26 @@ NOTHING, FOUND, NOT_MEASURED, INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
     name="compdx",
-    help="Find images on which a classifier and its compressed version give different labels.",
     epilog="Exit codes: 0 nothing found or all fine, 1 found, 2 could not measure, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"compdx {compdx.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Find images on which a classifier and its compressed version give different labels."""
 
 
 class Report:
@@ -121,9 +134,16 @@ SeedsPath = Annotated[Path, typer.Option("--seeds", help="Seeds: a folder of ima
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use the first N seeds only.")]
 Mean = Annotated[str | None, typer.Option("--mean", help="Mean of bare models: a number, or one per channel: a,b,c.")]
 Std = Annotated[str | None, typer.Option("--std", help="Standard deviation of bare models, likewise.")]
+Bounds = Annotated[str | None, typer.Option("--bounds", metavar="LO,HI", help="What bare models get for 0 and 255.")]
 Layout = Annotated[str | None, typer.Option("--layout", metavar="NCHW|NHWC", help="Layout of bare models.")]
 Outputs = Annotated[
     str | None, typer.Option("--outputs", metavar="logits|probabilities", help="Scores of bare models.")
+]
+Offset = Annotated[
+    int | None, typer.Option("--class-offset", min=0, help="Leading scores of bare models to drop: background classes.")
+]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads, of torch where the models use it and of compdx.")
 ]
 Device = Annotated[str | None, typer.Option("--device", help="Where the models run: cpu, cuda, cuda:1, ...")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
@@ -142,6 +162,7 @@ def search(
     chains: Annotated[int | None, typer.Option("--chains", min=1, help="Batch size.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Run seed.")] = 0,
     device: Device = None,
+    threads: Threads = None,
     method: Annotated[str, typer.Option("--method", help="Search method.")] = "mcmc",
     method_option: Annotated[
         list[str] | None,
@@ -149,8 +170,10 @@ def search(
     ] = None,
     mean: Mean = None,
     std: Std = None,
+    bounds: Bounds = None,
     layout: Layout = None,
     outputs: Outputs = None,
+    class_offset: Offset = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -158,14 +181,16 @@ def search(
 ) -> None:
     """Search for images on which the two models differ. Exit code 1 when there are any."""
     with Report("search", as_json=as_json, debug=debug, run=out) as report:
+        preprocessing = _preprocessing(mean, std, bounds, layout, outputs, class_offset)
         settings = _method(method, budget, method_option or [])
         findings = compdx.search(
-            _pair(original, compressed, _preprocessing(mean, std, layout, outputs), device),
+            _pair(original, compressed, preprocessing, device, threads),
             _seeds(seeds, limit),
             method=settings,
             chains=chains,
             seed=seed,
             device=device,
+            threads=threads,
             out=out,
             resume=resume,
             progress=not quiet,
@@ -183,17 +208,21 @@ def verify(
     original: Original,
     compressed: Compressed,
     device: Device = None,
+    threads: Threads = None,
     mean: Mean = None,
     std: Std = None,
+    bounds: Bounds = None,
     layout: Layout = None,
     outputs: Outputs = None,
+    class_offset: Offset = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Ask about every finding of a run again and grade it. Exit code 1 when one is not stable."""
     with Report("verify", as_json=as_json, debug=debug) as report:
-        pair = _pair(original, compressed, _preprocessing(mean, std, layout, outputs), device)
+        preprocessing = _preprocessing(mean, std, bounds, layout, outputs, class_offset)
+        pair = _pair(original, compressed, preprocessing, device, threads)
         verification = compdx.verify(pair, run, progress=None if quiet else Ticker("images asked again"))
         report.answer(
             NOTHING if verification.all_stable else FOUND,
@@ -209,16 +238,20 @@ def doctor(
     seeds: SeedsPath,
     limit: Limit = None,
     device: Device = None,
+    threads: Threads = None,
     mean: Mean = None,
     std: Std = None,
+    bounds: Bounds = None,
     layout: Layout = None,
     outputs: Outputs = None,
+    class_offset: Offset = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Check that the pair does what its owner believes, before any search. Exit code 1 when there are problems."""
     with Report("doctor", as_json=as_json, debug=debug) as report:
-        pair = _pair(original, compressed, _preprocessing(mean, std, layout, outputs), device)
+        preprocessing = _preprocessing(mean, std, bounds, layout, outputs, class_offset)
+        pair = _pair(original, compressed, preprocessing, device, threads)
         checkup = compdx.doctor(pair, _seeds(seeds, limit))
         measured = checkup.original is not None and checkup.compressed is not None
         report.answer(
@@ -264,15 +297,40 @@ def show(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Directory for the run and the contact sheet.")],
+    out: Annotated[Path, typer.Option("--out", help="Directory for the run and the contact sheet.")] = Path("demo"),
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds.")] = 500,
     budget: Annotated[int, typer.Option("--budget", min=1, help="Most queries on one seed.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", help="Run seed.")] = 0,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of the search.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Train a small network on real digits, compress it to int8, search, verify and draw what was found."""
-    with Report("demo", debug=debug) as report:
-        demonstration.run(out=out, seeds=seeds, budget=budget, run_seed=seed, echo=report.print)
+    with Report("demo", as_json=as_json, debug=debug) as report:
+        result = demonstration.run(
+            out=out,
+            seeds=seeds,
+            budget=budget,
+            run_seed=seed,
+            threads=threads,
+            echo=_silence if as_json or quiet else report.print,
+            progress=not quiet,
+        )
+        report.answer(
+            NOTHING,
+            data={
+                "out": str(out),
+                **_figures(result.findings),
+                "grades": result.verification.counts,
+                "sheet": str(result.sheet),
+                "seconds": result.seconds,
+            },
+        )
+
+
+def _silence(_: str) -> None:
+    """Say nothing."""
 
 
 def _method(name: str, budget: int | None, options: list[str]) -> Method:
@@ -296,13 +354,22 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _preprocessing(mean: str | None, std: str | None, layout: str | None, outputs: str | None) -> dict[str, Any]:
+def _preprocessing(
+    mean: str | None,
+    std: str | None,
+    bounds: str | None,
+    layout: str | None,
+    outputs: str | None,
+    class_offset: int | None,
+) -> dict[str, Any]:
     """The settings that were given on the command line, for models that come without any."""
     given: dict[str, Any] = {
         "mean": mean and _numbers("--mean", mean),
         "std": std and _numbers("--std", std),
+        "bounds": bounds and _numbers("--bounds", bounds),
         "layout": layout,
         "outputs": outputs,
+        "class_offset": class_offset,
     }
     return {key: value for key, value in given.items() if value is not None}
 
@@ -311,16 +378,22 @@ def _numbers(option: str, text: str) -> tuple[float, ...] | float:
     try:
         numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
-        msg = f"{option} must be a number, or one per channel separated by commas, got {text!r}"
+        expected = "two numbers LO,HI" if option == "--bounds" else "a number, or one per channel separated by commas"
+        msg = f"{option} must be {expected}, got {text!r}"
         raise ValueError(msg) from None
     return numbers if len(numbers) > 1 else numbers[0]
 
 
-def _pair(original: str, compressed: str, preprocessing: dict[str, Any], device: str | None) -> Pair:
-    return Pair(
+def _pair(
+    original: str, compressed: str, preprocessing: dict[str, Any], device: str | None, threads: int | None
+) -> Pair:
+    pair = Pair(
         _model("--original", original, preprocessing, device),
         _model("--compressed", compressed, preprocessing, device),
     )
+    if threads is not None and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+    return pair
 
 
 def _model(option: str, target: str, preprocessing: dict[str, Any], device: str | None) -> Model:
@@ -340,7 +413,7 @@ def _model(option: str, target: str, preprocessing: dict[str, Any], device: str 
     if not isinstance(made, Model):
         return Model(made, name=target, device=device, **preprocessing)
     if preprocessing:
-        given = ", ".join(f"--{key}" for key in preprocessing)
+        given = ", ".join(f"--{key.replace('_', '-')}" for key in preprocessing)
         msg = f"{option} {target} returns a compdx.Model, which brings its own preprocessing; leave out {given}"
         raise ValueError(msg)
     return made
@@ -352,10 +425,9 @@ def _seeds(path: Path, limit: int | None) -> Seeds:
 
 
 def _figures(findings: Findings) -> dict[str, Any]:
-    count = Counter(findings.table["kind"].to_pylist())
     return {
         "findings": len(findings),
-        "kinds": {kind: count[kind] for kind in KINDS if kind != "exhausted"},
+        "kinds": {kind: count for kind, count in findings.kinds.items() if kind != KINDS[EXHAUSTED]},
         "summary": findings.summary.to_json(),
     }
 

@@ -6,7 +6,6 @@ import math
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from compdx import ops
 from compdx.findings import EFFECTIVE, EXHAUSTED, INVALID, KINDS, SEED, Findings, Outcomes, Summary, outcomes_to_table
@@ -36,8 +34,8 @@ CHECKPOINT_SHARE = 0.05
 class Event(Progress):
     """Where a search stands; all counts include what was done before a resume.
 
-    ``seconds`` is the time spent searching. ``queries_per_second`` is the mean of this session, ``seconds_left`` an
-    estimate from the seeds that ended in it (``None`` until one has). ``finished`` is true in the last event.
+    ``seconds`` is the time spent searching. ``queries_per_second`` is the mean since this start, ``seconds_left``
+    an estimate from the seeds that ended since (``None`` until one has). ``finished`` is true in the last event.
     """
 
     seconds: float
@@ -59,6 +57,7 @@ def run(
     chains: int,
     seed: int,
     device: str,
+    threads: int | None = None,
     out: Path | None = None,
     resume: bool = False,
     listen: Callable[[Event], object] | None = None,
@@ -113,6 +112,7 @@ def run(
             outputs=(pair.original.outputs, pair.compressed.outputs),
             done=None if writer is None else writer.done.tolist(),
             state=None if writer is None or writer.restored is None else writer.restored.state,
+            **({} if threads is None else {"threads": threads}),
         )
         search = _Search(loop, header, writer, listen)
         search.drive(pair if pair.inputs is None else pair.forward, interval, commit_every)
@@ -120,7 +120,7 @@ def run(
 
 
 class _Search:
-    """A loop under way, with what has ended so far and the figures of earlier sessions."""
+    """A loop under way, with what has ended so far and the figures of earlier starts."""
 
     def __init__(
         self, loop: Loop, header: dict[str, Any], writer: RunWriter | None, listen: Callable[[Event], object] | None
@@ -132,7 +132,7 @@ class _Search:
         self.counts = np.zeros(len(KINDS), np.int64)
         self.earlier = dict.fromkeys(("seconds", "queries", "iterations"), 0.0)
         if writer is not None and len(writer.done):
-            self.counts += _count_kinds(read_run(writer.directory).findings().ended)
+            self.counts += list(read_run(writer.directory).findings().kinds.values())
         if writer is not None and writer.restored is not None:
             self.earlier |= writer.restored.counters
         self.ended_earlier = int(self.counts.sum())
@@ -213,11 +213,11 @@ class _Search:
             _note(error, f"what was found last could not be committed: {second}")
         _note(
             error,
-            f"in iteration {iteration} of this session; {self.counts.sum()} of {self.seeds} seeds had ended{kept}",
+            f"in iteration {iteration} since this start; {self.counts.sum()} of {self.seeds} seeds had ended{kept}",
         )
 
     def counters(self) -> dict[str, float]:
-        """The figures of all sessions together."""
+        """The figures since the first start."""
         now, before = self.loop.progress, self.loop_before
         queries = self.earlier["queries"] + now.queries - before.queries
         iterations = self.earlier["iterations"] + now.iterations - before.iterations
@@ -253,7 +253,7 @@ class _Search:
         )
 
     def finish(self) -> Findings:
-        """The findings of all sessions; a directory is read back, so that they are what is on disk."""
+        """All findings since the first start; a directory is read back, so that they are what is on disk."""
         counters = self.counters()
         if self.writer is not None:
             findings = read_run(self.writer.directory).findings()
@@ -292,11 +292,6 @@ def _held_interrupts() -> Iterator[Callable[[], bool]]:
         yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _count_kinds(ended: pa.Table) -> NDArray[np.int64]:
-    count = Counter(ended["kind"].to_pylist())
-    return np.array([count[kind] for kind in KINDS], np.int64)
 
 
 def _note(error: BaseException, text: str) -> None:

@@ -267,9 +267,15 @@ class Findings:
         return int(self.table.num_rows)
 
     def __repr__(self) -> str:
-        codes = np.bincount(_kind_codes(self.table), minlength=len(KINDS))
-        kinds = ", ".join(f"{count} {kind}" for kind, count in zip(KINDS, codes, strict=True) if count)
-        return f"<Findings: {len(self)}{f' ({kinds})' if kinds else ''}, {len(self.exhausted)} seeds exhausted>"
+        *found, (_, exhausted) = self.kinds.items()
+        kinds = ", ".join(f"{count} {kind}" for kind, count in found if count)
+        return f"<Findings: {len(self)}{f' ({kinds})' if kinds else ''}, {exhausted} seeds exhausted>"
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How many seeds ended as each of `KINDS`, in that order; ``exhausted``, the last, is no finding."""
+        counts = np.bincount(_kind_codes(self.ended), minlength=len(KINDS))
+        return dict(zip(KINDS, counts.tolist(), strict=True))
 
     @cached_property
     def images(self) -> npt.NDArray[np.uint8]:
@@ -289,11 +295,24 @@ class Findings:
         Raises:
             ValueError: An image cannot be decoded or is not the one that was found; names the seed.
         """
-        for (index, data), expected in zip(self._stored(), self.table["sha256"].to_pylist(), strict=True):
-            found = _sha256(_decode_png(data, self.shape, index))
-            if found != expected:
-                msg = f"the image of seed {index} must have the SHA-256 {expected}, got {found}"
-                raise ValueError(msg)
+        for row in range(len(self)):
+            self.check_image(row)
+
+    def check_image(self, row: int) -> npt.NDArray[np.uint8]:
+        """Decode the stored image of a row of `table` anew and compare it with its hash; uint8 ``[C, H, W]``.
+
+        Raises:
+            IndexError: There is no such row.
+            ValueError: As for `check`.
+        """
+        row = range(len(self))[row]
+        index, stored, expected = (self.table[column][row].as_py() for column in ("seed_index", "image", "sha256"))
+        image = _decode_png(stored and stored["bytes"], self.shape, index)
+        found = _sha256(image)
+        if found != expected:
+            msg = f"the image of seed {index} must have the SHA-256 {expected}, got {found}"
+            raise ValueError(msg)
+        return image
 
     def replay(self, row: int, seeds: Seeds) -> npt.NDArray[np.uint8]:
         """Rebuild the image of a row from its seed by applying its operators again, uint8 ``[C, H, W]``.

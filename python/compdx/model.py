@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import importlib
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -203,7 +205,10 @@ class Model:
         return Model(self._obj, **{**settings, **changes})
 
     def describe(self) -> dict[str, Any]:
-        """All that is known of the model, as JSON values: name, type, size, preprocessing, device, versions."""
+        """All that is known of the model, as JSON values: name, type, size, weights, preprocessing, device, version.
+
+        ``weights_sha256`` is None for a callable, and for a module whose ``state_dict()`` holds no tensor.
+        """
         kind = self._obj if hasattr(self._obj, "__qualname__") else type(self._obj)
         about: dict[str, Any] = {
             "name": self.name,
@@ -215,6 +220,7 @@ class Model:
             "training": self.training,
             "parameters": None,
             "bytes": None,
+            "weights_sha256": None,
             "torch": None,
         }
         if self._torch:
@@ -222,6 +228,7 @@ class Model:
             tensors = [*weights, *self._obj.buffers()]
             about["parameters"] = sum(tensor.numel() for tensor in weights)
             about["bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            about["weights_sha256"] = _weights_sha256(self._obj)
             about["torch"] = str(sys.modules["torch"].__version__)
         return about
 
@@ -267,7 +274,7 @@ class Model:
             raise TypeError(msg)
         batch = len(x)
         if self._torch or self.device != "cpu":
-            torch = sys.modules.get("torch") or _import_torch()
+            torch = import_optional("torch", "a model on CUDA")
             tensor = _as_tensor(torch, x, dtype)
             if self.memory_format == "channels_last":
                 tensor = tensor.permute(0, 3, 1, 2)
@@ -422,13 +429,22 @@ def normalize(images: Array, inputs: Inputs, device: str) -> Array:
         msg = f"images are on {str(images.device)!r}, but the model is on 'cpu'; move one of them"
         raise ValueError(msg)
     if device != "cpu" and not on_cuda:
-        torch = _import_torch()
+        torch = import_optional("torch", "a model on CUDA")
         images = torch.as_tensor(np.ascontiguousarray(images)).to(device)
     shape = tuple(getattr(images, "shape", ()))
     if len(shape) != 4:
         msg = f"images must be uint8 [N, C, H, W], got {type(images).__name__} of shape {list(shape)}"
         raise ValueError(msg)
     return ops.normalize(images, inputs.table(shape[1]), layout=inputs.layout, dtype=inputs.dtype)
+
+
+def import_optional(module: str, what: str, extra: str = "torch") -> Any:
+    """A module that not everyone has installed; when it is missing, the error says what needs it and how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        msg = f'{what} needs {module.split(".")[0]}: pip install "compdx[{extra}]"'
+        raise ModuleNotFoundError(msg, name=error.name) from error
 
 
 def _as_tensor(torch: Any, x: Array, dtype: Dtype) -> Any:
@@ -464,19 +480,39 @@ def _tensors(module: Any) -> Iterator[Any]:
     yield from module.buffers()
 
 
+def _weights_sha256(module: Any) -> str | None:
+    """SHA-256 of the names, types, shapes and bytes of all tensors in the module's state."""
+    digest, none = hashlib.sha256(), True
+    for name, tensor in _leaves("", module.state_dict()):
+        none = False
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(sys.modules["torch"].uint8).numpy().data)
+    return None if none else digest.hexdigest()
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The plain tensors on the CPU that a state is made of: quantized and packed ones are opened."""
+    torch = sys.modules["torch"]
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(f"{name}.{key}", item)
+    elif isinstance(value, (list, tuple)):
+        for place, item in enumerate(value):
+            yield from _leaves(f"{name}.{place}", item)
+    elif hasattr(value, "__tensor_flatten__"):  # a tensor made of tensors, as torchao's are
+        for inner in value.__tensor_flatten__()[0]:
+            yield from _leaves(f"{name}.{inner}", getattr(value, inner))
+    elif isinstance(value, torch.Tensor):
+        value = value.detach()
+        value = value.dequantize() if getattr(value, "is_quantized", False) else value
+        value = value if value.layout == torch.strided else value.to_dense()
+        yield name, value.cpu().contiguous()
+
+
 def _is_torch_module(obj: Any) -> bool:
     # A torch module cannot exist before torch is imported, so nothing has to be imported to know.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(obj, torch.nn.Module)
-
-
-def _import_torch() -> Any:
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        msg = 'models on CUDA need PyTorch: pip install "compdx[torch]"'
-        raise ModuleNotFoundError(msg, name=error.name) from error
-    return torch
 
 
 def _same_bits(a: Array, b: Array) -> bool:

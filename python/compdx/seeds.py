@@ -74,6 +74,20 @@ class Seeds:
             msg = f"names must name every label, got {len(self._names)} names and the label {self._labels.max()}"
             raise ValueError(msg)
 
+    @classmethod
+    def of(cls, seeds: Any) -> Seeds:
+        """``seeds`` themselves, or the seeds of a uint8 array ``[N, C, H, W]``.
+
+        Raises:
+            TypeError, ValueError: They are neither.
+        """
+        if isinstance(seeds, Seeds):
+            return seeds
+        if not isinstance(seeds, np.ndarray) and not hasattr(seeds, "__dlpack__"):
+            msg = f"seeds must be compdx.Seeds or a uint8 array [N, C, H, W], got {type(seeds).__name__}"
+            raise TypeError(msg)
+        return cls(_check_images(seeds, "seeds"))
+
     @property
     def images(self) -> npt.NDArray[np.uint8]:
         """The images, uint8 ``[N, C, H, W]``, contiguous."""
@@ -335,25 +349,25 @@ def _as_array(name: str, value: Any) -> npt.NDArray[Any]:
     return np.from_dlpack(value)
 
 
-def _check_images(images: Any) -> npt.NDArray[np.uint8]:
-    array = _as_array("images", images)
+def _check_images(images: Any, name: str = "images") -> npt.NDArray[np.uint8]:
+    array = _as_array(name, images)
     if array.dtype != np.uint8:
         hint = "; scale to 0..255, round and convert" if array.dtype.kind == "f" else ""
-        msg = f"images must have dtype uint8, got {array.dtype}{hint}"
+        msg = f"{name} must have dtype uint8, got {array.dtype}{hint}"
         raise TypeError(msg)
     shape = array.shape
     if array.ndim == 3:
-        msg = f"images must have rank 4 [N, C, H, W], got shape {shape}; if this is [N, H, W], pass images[:, None]"
+        msg = f"{name} must have rank 4 [N, C, H, W], got shape {shape}; if this is [N, H, W], pass {name}[:, None]"
         raise ValueError(msg)
     if array.ndim != 4 or 0 in shape[1:]:
-        msg = f"images must have rank 4 [N, C, H, W] and no empty axis, got shape {shape}"
+        msg = f"{name} must have rank 4 [N, C, H, W] and no empty axis, got shape {shape}"
         raise ValueError(msg)
     if shape[0] < 1:
-        msg = f"images must hold at least one image, got shape {shape}"
+        msg = f"{name} must hold at least one image, got shape {shape}"
         raise ValueError(msg)
     if shape[3] in (1, 3, 4) and shape[1] > 4 and shape[2] > 4:
-        hint = "which looks like [N, H, W, C]; pass images.transpose(0, 3, 1, 2)"
-        msg = f"images must be [N, C, H, W], got shape {shape}, {hint}"
+        hint = f"which looks like [N, H, W, C]; pass {name}.transpose(0, 3, 1, 2)"
+        msg = f"{name} must be [N, C, H, W], got shape {shape}, {hint}"
         raise ValueError(msg)
     return np.ascontiguousarray(array)
 

@@ -64,7 +64,7 @@ class Checkpoint:
 
     Attributes:
         state: The arrays that the loop gave.
-        counters: Seconds, queries, iterations, occupancy: the figures of all sessions so far.
+        counters: Seconds, queries, iterations, occupancy: the figures since the first start.
         parts: Number of parts that were committed before it.
     """
 

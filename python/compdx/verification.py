@@ -111,7 +111,7 @@ def verify(
     Nothing is random. On CUDA the labels of every batch are waited for.
     """
     pair = Pair.of(pair)
-    findings = findings if isinstance(findings, Findings) else Findings.load(Path(findings))
+    findings = _findings(findings)
     sizes = _check_sizes(batch_sizes)
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 2:
         msg = f"repeats must be an integer of at least 2, got {repeats!r}"
@@ -209,29 +209,30 @@ def _recorded(findings: Findings) -> Labels:
 
 def _read(findings: Findings) -> tuple[npt.NDArray[np.uint8], Bools]:
     """The images that match their hash, uint8 ``[M, C, H, W]``, and which rows of the table those are."""
+    images = np.empty((len(findings), *findings.shape), dtype=np.uint8)
     readable = np.ones(len(findings), dtype=np.bool_)
-    if not _intact(findings):
-        readable = np.array([_intact(_part(findings, np.array([row]))) for row in range(len(findings))])
-    # Decoded from the stored bytes, whatever was done to `findings.images` in memory.
-    return _part(findings, np.flatnonzero(readable)).images, readable
+    for row in range(len(findings)):
+        try:
+            # Decoded from the stored bytes, whatever was done to `findings.images` in memory.
+            images[row] = findings.check_image(row)
+        except ValueError:
+            readable[row] = False
+    return images[readable], readable
 
 
-def _intact(findings: Findings) -> bool:
-    try:
-        findings.check()
-    except ValueError:
-        return False
-    return True
-
-
-def _part(findings: Findings, rows: Rows) -> Findings:
-    mask = np.zeros(len(findings), dtype=np.bool_)
-    mask[rows] = True
-    table = findings.table.filter(pa.array(mask))
-    return Findings(table, settings=findings.settings, summary=findings.summary, shape=findings.shape)
+def _findings(findings: Findings | str | os.PathLike[str]) -> Findings:
+    if isinstance(findings, Findings):
+        return findings
+    if isinstance(findings, (str, os.PathLike)):
+        return Findings.load(Path(findings))
+    msg = f"findings must be compdx.Findings or the path of a run, got {type(findings).__name__}"
+    raise TypeError(msg)
 
 
 def _check_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(batch_sizes, Sequence):
+        msg = f"batch_sizes must be a sequence of integers, got {type(batch_sizes).__name__}"
+        raise TypeError(msg)
     sizes = tuple(batch_sizes)
     for size in sizes:
         if isinstance(size, bool) or not isinstance(size, int) or size < 2:

@@ -8,6 +8,14 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from compdx.model import import_optional
+
+MODULES = (
+    "torch",
+    "torchao.quantization.pt2e.quantize_pt2e",
+    "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer",
+)
+
 
 def int8(model: Any, calibration: Iterable[Any], *, example: Any = None, backend: str = "x86") -> Any:
     """Quantize a torch module to int8, after training and without any more of it (PT2E static quantization).
@@ -35,13 +43,7 @@ def int8(model: Any, calibration: Iterable[Any], *, example: Any = None, backend
         msg = f"backend must be 'x86', got {backend!r}"
         raise ValueError(msg)
     with _third_party_noise():
-        try:
-            import torch
-            import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer as x86
-            from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-        except ModuleNotFoundError as error:
-            msg = 'quantization needs PyTorch and torchao: pip install "compdx[demo]"'
-            raise ModuleNotFoundError(msg, name=error.name) from error
+        torch, pt2e, x86 = (import_optional(name, "quantization") for name in MODULES)
 
         if not isinstance(model, torch.nn.Module):
             msg = f"model must be a torch module, got {type(model).__name__}"
@@ -67,10 +69,10 @@ def int8(model: Any, calibration: Iterable[Any], *, example: Any = None, backend
         quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
         with torch.no_grad():
             exported = torch.export.export(model, (example,), dynamic_shapes=dynamic).module()
-            prepared = prepare_pt2e(exported, quantizer)
+            prepared = pt2e.prepare_pt2e(exported, quantizer)
             for batch in batches:
                 prepared(batch)
-            return convert_pt2e(prepared)
+            return pt2e.convert_pt2e(prepared)
 
 
 @contextlib.contextmanager

@@ -76,7 +76,7 @@ class Loop(Protocol):
 
 
 class Method(Protocol):
-    """The settings of a search method: frozen, and able to start a loop."""
+    """The settings of a search method: a frozen dataclass with a field ``budget``, able to start a loop."""
 
     @property
     def name(self) -> str:
@@ -96,9 +96,13 @@ class Method(Protocol):
         outputs: tuple[str, str] = ("logits", "logits"),
         done: Iterable[int] | None = None,
         state: Mapping[str, np.ndarray] | None = None,
+        threads: int | None = None,
     ) -> Loop:
         """Start a loop over ``seeds``, or restore one.
 
         ``done`` are identities of seeds that need no work. ``state`` is a checkpoint; chains in it whose seed is in
         ``done`` are dropped.
+
+        ``threads`` are those of the loop's own work on the CPU and must not change what is found; the driver passes it
+        only when it was asked for a number.
         """

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from compdx import ops
 from compdx.findings import EFFECTIVE, EXHAUSTED, INVALID, SEED, Findings, Outcomes, Summary, outcomes_to_table
 from compdx.methods.base import Progress
+from compdx.seeds import Seeds
 
 if TYPE_CHECKING:
     from compdx.model import Inputs
-    from compdx.seeds import Seeds
 
 _ONE_Q30 = float(1 << 30)
 _DEFAULT_CHAINS = 512
@@ -109,10 +109,12 @@ class MCMC:
 
         Raises TypeError or ValueError by the argument's name; RuntimeError when the device cannot be had.
         """
+        seeds = Seeds.of(seeds)
         rules = ops.Rules(
             shape=seeds.shape, seed=seed, original_scores=outputs[0], compressed_scores=outputs[1], **self.settings()
         )
         slots = min(len(seeds), _DEFAULT_CHAINS) if chains is None else chains
+        ops.checks.within("chains", slots, 1, 1 << 24)
         return MCMCLoop(
             self,
             rules,
@@ -218,8 +220,8 @@ class MCMCLoop:
         """Return the next queries: uint8 ``[chains, C, H, W]``, or the models' input when started with ``inputs``.
 
         The same array every time, overwritten by the next ``ask``. Rows of idle slots hold old or no data; their scores
-        are ignored. NumPy on the CPU. On CUDA a PyTorch tensor, written asynchronously on the current stream: the models
-        must run on that stream too. Asking twice without ``tell`` gives the same queries.
+        are ignored. NumPy on the CPU. On CUDA a PyTorch tensor, written asynchronously on the current stream, on which
+        the models must run too. Asking twice without ``tell`` gives the same queries.
         """
         ops.mutate(self._chains, self._input, **self._how)
         self._asked = True
@@ -248,7 +250,7 @@ class MCMCLoop:
             self._drain()
 
     def take(self) -> Outcomes:
-        """Return the chains that ended since the last ``take``, in no particular order. Waits for a CUDA device."""
+        """Return the chains that ended since the last ``take``, in no order. Waits for the device on CUDA."""
         self._drain()
         outcomes = Outcomes.concatenate(self._ended) if self._ended else Outcomes.empty(self.shape)
         self._ended = []

@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from compdx.model import Inputs
+from compdx.model import Inputs, import_optional
 from compdx.seeds import Seeds
 
 SIZE = 28
 CLASSES = 10
+NEEDS = "the network for digits"
 INPUTS = Inputs(mean=0.5, std=0.5)
 
 
@@ -30,12 +31,7 @@ def load() -> tuple[Seeds, Seeds]:
     Raises:
         ModuleNotFoundError: scikit-learn is missing.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ModuleNotFoundError as error:
-        msg = 'the digits come with scikit-learn: pip install "compdx[demo]"'
-        raise ModuleNotFoundError(msg, name=error.name) from error
-    data = load_digits()
+    data = import_optional("sklearn.datasets", "the set of digits", "demo").load_digits()
     images = np.stack([_resize(image) for image in data.images])[:, None]
     seeds = Seeds(images, data.target.astype(np.int64), source="scikit-learn digits")
     held_out = np.arange(len(seeds)) % 3 == 0
@@ -47,7 +43,7 @@ def network() -> Any:
 
     It takes float32 ``[N, 1, 28, 28]`` normalised by `INPUTS` and returns logits ``[N, 10]``.
     """
-    nn = _import_torch().nn
+    nn = import_optional("torch", NEEDS).nn
     return nn.Sequential(
         nn.Conv2d(1, 6, 5, padding=2),
         nn.ReLU(),
@@ -76,7 +72,7 @@ def train(seeds: Seeds | None = None, *, epochs: int = 12, batch_size: int = 32,
         ModuleNotFoundError: torch is missing.
         ValueError: No labels, or no epoch.
     """
-    torch = _import_torch()
+    torch = import_optional("torch", NEEDS)
     seeds = load()[0] if seeds is None else seeds
     if seeds.labels is None:
         msg = "seeds must have labels to train with, got none"
@@ -107,7 +103,7 @@ def one_thread() -> Iterator[None]:
     The network is so small that a second thread hardly helps; on a busy machine, where the two spin while they wait for
     each other, it is slower by a factor of ten.
     """
-    torch = _import_torch()
+    torch = import_optional("torch", NEEDS)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -124,18 +120,9 @@ def prepare(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 def batches(seeds: Seeds, size: int = 64) -> list[Any]:
     """The seeds as batches of network inputs: torch tensors, float32 ``[N, 1, 28, 28]``."""
-    return list(_import_torch().from_numpy(prepare(seeds.images)).split(size))
+    return list(import_optional("torch", NEEDS).from_numpy(prepare(seeds.images)).split(size))
 
 
 def _resize(image: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
     grey = Image.fromarray(np.rint(image * (255 / 16)).astype(np.uint8))
     return np.asarray(grey.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
-
-
-def _import_torch() -> Any:
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        msg = 'the reference networks need PyTorch: pip install "compdx[torch]"'
-        raise ModuleNotFoundError(msg, name=error.name) from error
-    return torch
