@@ -11,6 +11,7 @@ import pytest
 import compdx
 import compdx.ops as ops
 import oracle
+from compdx.ops.backend import Host
 from stubs import (
     IntegerPair,
     TwinPair,
@@ -260,6 +261,28 @@ def test_resume_without_checkpoint_searches_what_is_not_done(baseline):
     assert 0 < len(done) < 100
     rest = drive(mcmc.start(seeds, chains=16, seed=7, done=done), pair)
     assert_same(collect(parts + rest), baseline)
+
+
+@pytest.mark.parametrize("lag", [1, 3, 9])
+@pytest.mark.parametrize("budget", [1, 2, 40])
+def test_news_of_the_device_may_come_late(monkeypatch, lag, budget):
+    """A loop on CUDA knows its counters some iterations late, and reads ended chains only when many have gathered."""
+    settings, images, pair, _ = case("plain", 100)
+    mcmc, seeds = compdx.MCMC(**settings | {"budget": budget}), compdx.Seeds(images)
+    prompt = run(mcmc, seeds, pair, chains=7, seed=7)
+    news = []
+
+    def late(self, array):
+        news.append(self.get(array))
+        return news[max(0, len(news) - 1 - lag)]
+
+    monkeypatch.setattr(Host, "poll", late)
+    monkeypatch.setattr(Host, "asynchronous", True)
+    loop = mcmc.start(seeds, chains=7, seed=7)
+    while loop.active:  # and no take() before the end, which would empty the ring
+        loop.tell(*pair(loop.ask()))
+    assert len(news) > lag
+    assert_same(collect([loop.take()]), prompt)
 
 
 def test_checkpointing_changes_nothing(baseline):

@@ -41,7 +41,7 @@ struct Rules {
     Selection selection = Selection::metropolis;
     Acceptance acceptance = Acceptance::margin;
     Coverage coverage = Coverage::hash;
-    uint32_t grid = 10;             // cells per unit of probability (hash)
+    uint32_t grid = 20;             // cells per unit of probability (hash)
     uint32_t threshold = 1u << 29;  // squared distance in Q30 (nearest)
     uint32_t capacity = 2048;       // tags (a power of two) or states
     Scores original_scores = Scores::logits;

@@ -49,7 +49,7 @@ class MCMC:
     selection: str = "metropolis"
     acceptance: str = "margin"
     coverage: str = "hash"
-    grid: int = 10
+    grid: int = 20
     threshold: float = 0.5
     capacity: int | None = None
     overflow: str = "clip"
@@ -246,7 +246,7 @@ class MCMCLoop:
         # On the CPU the ring can be read at once; on CUDA reading waits for the device, so the ring is given time to
         # fill.
         pending = self._counters["ended"] - self._counts["ended"]
-        if pending >= (1 if self._chains.device == "cpu" else max(1, self._chains.ring_capacity // 4)):
+        if pending >= (max(1, self._chains.ring_capacity // 4) if self._chains.asynchronous else 1):
             self._drain()
 
     def take(self) -> Outcomes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import Any
 
@@ -10,6 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from compdx import _core
+from compdx.ops.checks import import_torch, one_of, within
+
+# Threads start once and stay; more than any machine has cores is a mistake.
+_MAX_THREADS = 4096
+
+# Iterations that the host may be ahead of what it knows of a CUDA device.
+_POLL_LAG = 8
 
 
 def build_info() -> dict[str, str]:
@@ -41,11 +49,13 @@ class Host:
     """Arrays in main memory: NumPy."""
 
     name = "cpu"
+    asynchronous = False
 
     def __init__(self, threads: int | None, isa: str | None) -> None:
-        if threads is not None and threads < 1:
-            msg = f"threads: expected at least 1, got {threads}"
-            raise ValueError(msg)
+        if threads is not None:
+            within("threads", threads, 1, _MAX_THREADS)
+        if isa is not None:
+            one_of("isa", isa, available_isas())
         self._how = {"threads": threads or default_threads(), "isa": isa or ""}
 
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
@@ -67,35 +77,47 @@ class Host:
         getattr(_core, f"cpu_{name}")(*args, **kwargs, **(self._how if threaded else {}))
 
 
+# Of structured and wide unsigned types only the bytes matter on a device: they get a last axis of their bytes.
+_TENSOR_TYPES = ("uint8", "uint16", "int64", "float32")
+
+
 class Cuda:
     """Arrays on a CUDA device: PyTorch tensors, PyTorch's current stream."""
 
-    def __init__(self, device: str) -> None:
-        import torch  # PyTorch owns the memory of CUDA devices here
+    asynchronous = True
 
+    def __init__(self, device: str) -> None:
         if not build_info()["cuda_architectures"]:
             msg = f"device {device!r} was asked for, but this build of compdx has no CUDA kernels; build it with nvcc"
             raise RuntimeError(msg)
+        torch = import_torch("device")
         if not torch.cuda.is_available():
             msg = f"device {device!r} was asked for, but PyTorch sees no CUDA device"
             raise RuntimeError(msg)
+        index = int(device.partition(":")[2] or torch.cuda.current_device())
+        if index >= torch.cuda.device_count():
+            msg = f"device {device!r} was asked for, but PyTorch sees {torch.cuda.device_count()} CUDA devices"
+            raise RuntimeError(msg)
         self._torch = torch
-        self._device = torch.device(device)
-        self._polled: tuple[Any, Any] | None = None  # a copy under way to pinned memory, and the event that ends it
+        self._device = torch.device("cuda", index)
+        self._polled: tuple[Any, Any, int] | None = None  # a copy under way to pinned memory, its event, its age
         self._latest: npt.NDArray[Any] | None = None
-        self.name = device
+        self.name = f"cuda:{index}"  # as tensors write it, whatever device is current later
 
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
-        # Structured and unsigned types have no tensor type of their own; only their bytes matter.
         dtype = np.dtype(dtype)
-        torch_type = {"uint8": "uint8", "float32": "float32", "int64": "int64"}.get(dtype.name)
-        if torch_type is None:
+        try:
+            if dtype.name in _TENSOR_TYPES:
+                return self._torch.zeros(shape, dtype=getattr(self._torch, dtype.name), device=self._device)
             return self._torch.zeros((*shape, dtype.itemsize), dtype=self._torch.uint8, device=self._device)
-        return self._torch.zeros(shape, dtype=getattr(self._torch, torch_type), device=self._device)
+        except self._torch.cuda.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
 
     def put(self, array: npt.NDArray[Any]) -> Any:
+        # What kernels read of a result may be dropped right after their launch: PyTorch's allocator gives the memory
+        # to nobody but later work on the same stream.
         array = np.ascontiguousarray(array)
-        if array.dtype.name not in ("uint8", "float32", "int64"):
+        if array.dtype.name not in _TENSOR_TYPES:
             array = array.view(np.uint8).reshape(*array.shape, array.dtype.itemsize)
         return self._torch.from_numpy(array.copy()).to(self._device)
 
@@ -104,19 +126,28 @@ class Cuda:
         return host
 
     def poll(self, array: Any) -> npt.NDArray[Any]:
-        """Return a recent copy of a small array without waiting; the first call waits, having nothing to return."""
+        """Return a copy of the one small array that is polled, at most ``_POLL_LAG`` calls old; waits only beyond that.
+
+        The first call waits, having nothing to return.
+        """
         if self._latest is None:
             self._latest = self.get(array)
-        if self._polled is not None and self._polled[1].query():
-            self._latest = self._polled[0].numpy().copy()
-            self._polled = None
+        if self._polled is not None:
+            pinned, event, age = self._polled
+            if age >= _POLL_LAG:
+                event.synchronize()  # else the host would run ahead for as long as the launch queue is deep
+            if event.query():
+                self._latest = pinned.numpy().copy()
+                self._polled = None
+            else:
+                self._polled = (pinned, event, age + 1)
         if self._polled is None:
             with self._torch.cuda.device(self._device):
                 pinned = self._torch.empty(array.shape, dtype=array.dtype, pin_memory=True)
                 pinned.copy_(array, non_blocking=True)
-                event = self._torch.cuda.Event()  # type: ignore[no-untyped-call]
+                event = self._torch.cuda.Event()
                 event.record()
-            self._polled = (pinned, event)
+            self._polled = (pinned, event, 0)
         return self._latest
 
     def view(self, array: Any) -> tuple[int, int]:
@@ -134,7 +165,7 @@ Backend = Host | Cuda
 def backend_for(device: str, threads: int | None = None, isa: str | None = None) -> Backend:
     if device == "cpu":
         return Host(threads, isa)
-    if device.split(":")[0] == "cuda":
+    if isinstance(device, str) and re.fullmatch(r"cuda(:[0-9]{1,4})?", device):
         return Cuda(device)
     msg = f"device: expected 'cpu' or 'cuda[:n]', got {device!r}"
     raise ValueError(msg)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,34 @@ import numpy as np
 import numpy.typing as npt
 
 from compdx import _core
-from compdx.ops.backend import Host, backend_for
-from compdx.ops.checks import as_array, check_seed, device_of, is_tensor, one_of, within
-from compdx.ops.inputs import Layout, input_array, native_table, native_type, typed
-from compdx.ops.operators import OPERATORS
+from compdx.ops.backend import Backend, backend_for
+from compdx.ops.checks import (
+    as_array,
+    as_integers,
+    as_memory,
+    check_flag,
+    check_seed,
+    check_shape,
+    device_of,
+    is_tensor,
+    one_of,
+    type_name,
+    within,
+)
+from compdx.ops.inputs import Layout, check_input, input_array, input_shape, native_table, native_type, typed
+from compdx.ops.operators import MAX_INDEX, OPERATORS
 
 _ONE_Q30 = 1 << 30
+# More than any machine has: refused before an allocator may promise it.
+_MAX_BYTES = 1 << 40
+
+# What memory for each input type may be declared as.
+_MEMORY_TYPES = {
+    "uint8": ("uint8",),
+    "float32": ("float32",),
+    "bfloat16": ("uint16", "bfloat16"),
+    "float16": ("uint16", "float16"),
+}
 
 # csrc/core/chain.h
 CHAIN = np.dtype(
@@ -49,6 +72,8 @@ CHAIN = np.dtype(
 )
 IDLE, FRESH, ACTIVE, ENDED = range(4)
 
+_SAVED = ("chains", "images", "traces", "coverage")
+
 COUNTERS = np.dtype([("next", np.int64), ("ended", np.int64), ("active", np.int64), ("queries", np.int64)])
 
 
@@ -56,10 +81,23 @@ COUNTERS = np.dtype([("next", np.int64), ("ended", np.int64), ("active", np.int6
 class Rules:
     """What the arithmetic of a search needs to know (docs/arithmetic.md); validated here, once.
 
-    ``shape``: (C, H, W). ``budget``: queries a seed, its own included. ``linf``: bound around the seed in grey levels
-    or None. ``grid``: cells per unit of probability for ``coverage="hash"``. ``threshold``: squared distance for
-    ``"nearest"``. ``capacity``: tags (a power of two) or states a chain remembers; None is 2 * budget tags, rounded up
-    to a power of two within 16..65,536, or 64 states.
+    Args:
+        shape: (C, H, W) of the images.
+        seed: run seed, 0..2**64-1; with it, all randomness of a search is fixed.
+        budget: queries a seed may cost, its own included; 1..2**31-1.
+        overflow: ``"clip"`` saturates at 0 and 255; ``"wrap"`` is modulo 256.
+        linf: bound around the seed image, 0..255 grey levels, or None.
+        skip_identity: never draw an operator that changes nothing.
+        selection: law of the next operator: ``"metropolis"``, ``"rank"`` or ``"uniform"``; section 3.
+        acceptance: ``"margin"``, ``"improve"``, ``"change"``, ``"always"`` or ``"never"``; section 4.
+        coverage: when an output state is new: ``"hash"`` or ``"nearest"``; section 4.
+        grid: cells per unit of probability for ``"hash"``, 1..32768.
+        threshold: squared distance for ``"nearest"``, above 0 and below 4.
+        capacity: tags (a power of two) or states that a chain remembers, at most 2**24; None is 2 * budget tags,
+            rounded up to a power of two within 16..65,536, or 64 states.
+        original_scores, compressed_scores: ``"logits"`` or ``"probabilities"``.
+
+    Errors: TypeError or ValueError that name the argument.
     """
 
     shape: tuple[int, int, int]
@@ -71,13 +109,14 @@ class Rules:
     selection: str = "metropolis"
     acceptance: str = "margin"
     coverage: str = "hash"
-    grid: int = 10
+    grid: int = 20
     threshold: float = 0.5
     capacity: int | None = None
     original_scores: str = "logits"
     compressed_scores: str = "logits"
 
     def __post_init__(self) -> None:
+        check_shape(self.shape)
         check_seed(self.seed)
         one_of("overflow", self.overflow, ("clip", "wrap"))
         one_of("selection", self.selection, ("metropolis", "rank", "uniform"))
@@ -85,10 +124,14 @@ class Rules:
         one_of("coverage", self.coverage, ("hash", "nearest"))
         one_of("original_scores", self.original_scores, ("logits", "probabilities"))
         one_of("compressed_scores", self.compressed_scores, ("logits", "probabilities"))
-        within("budget", self.budget, 1, (1 << 32) - 2)
+        check_flag("skip_identity", self.skip_identity)
+        within("budget", self.budget, 1, (1 << 31) - 1)
         within("grid", self.grid, 1, 1 << 15)
         if self.linf is not None:
             within("linf", self.linf, 0, 255)
+        if not isinstance(self.threshold, float | int) or isinstance(self.threshold, bool):
+            msg = f"threshold: expected a number, got {type(self.threshold).__name__}"
+            raise TypeError(msg)
         if not 0 < self.threshold < 4:
             msg = f"threshold: expected a squared distance above 0 and below 4, got {self.threshold}"
             raise ValueError(msg)
@@ -131,12 +174,16 @@ class Chains:
 
     Args:
         rules: what the arithmetic needs to know.
-        seeds: uint8 ``[S, C, H, W]``, NumPy; copied to the device.
-        identities: uint64 ``[S]``, the identity of each seed.
-        queue: int64 ``[Q]``, rows of ``seeds`` in the order in which they are loaded.
-        count: number of slots.
-        device: ``"cpu"`` or ``"cuda[:n]"``.
+        seeds: uint8 ``[S, C, H, W]``, NumPy; copied to CUDA devices, read in place on the CPU where contiguous.
+        identities: integers ``[S]``, the identity of each seed, 0..2**56-1.
+        queue: integers ``[Q]``, rows of ``seeds`` in the order in which they are loaded.
+        count: number of slots, 1..2**24.
+        device: ``"cpu"`` or ``"cuda[:n]"``; ``"cuda"`` is PyTorch's current device. All methods that return NumPy
+            arrays wait for the device, ``poll`` does not.
         threads, isa: CPU only; they change the speed, not the result.
+
+    Errors: TypeError or ValueError that name the argument; RuntimeError when the device cannot be had; MemoryError
+    when the memory cannot.
 
     All slots start idle: call ``refill`` once before the first ``mutate``.
     """
@@ -156,11 +203,22 @@ class Chains:
         if np.dtype(CHAIN).itemsize != _core.CHAIN_BYTES or COUNTERS.itemsize != _core.COUNTER_BYTES:
             msg = "compdx._core does not belong to this version of compdx.ops; reinstall compdx"
             raise ImportError(msg)
-        if seeds.dtype != np.uint8 or seeds.shape[1:] != rules.shape:
-            msg = f"seeds: expected uint8 [S, {', '.join(map(str, rules.shape))}], got {seeds.dtype} {seeds.shape}"
+        if not isinstance(rules, Rules):
+            msg = f"rules: expected Rules, got {type(rules).__name__}"
+            raise TypeError(msg)
+        if not isinstance(seeds, np.ndarray) or seeds.dtype != np.uint8:
+            msg = f"seeds: expected a NumPy array of uint8, got {getattr(seeds, 'dtype', type(seeds).__name__)}"
+            raise TypeError(msg)
+        if seeds.ndim != 4 or seeds.shape[1:] != rules.shape:
+            msg = f"seeds: expected shape [S, {', '.join(map(str, rules.shape))}], got {seeds.shape}"
             raise ValueError(msg)
-        if queue.size and (queue.min() < 0 or queue.max() >= len(seeds)):
-            msg = f"queue: expected rows of the {len(seeds)} seeds, got {queue.min()}..{queue.max()}"
+        identities = as_integers("identities", identities, MAX_INDEX).astype(np.uint64)
+        if identities.shape != (len(seeds),):
+            msg = f"identities: expected shape ({len(seeds)},), got {identities.shape}"
+            raise ValueError(msg)
+        queue = as_integers("queue", queue, len(seeds)).astype(np.int64)
+        if queue.ndim != 1:
+            msg = f"queue: expected shape [Q], got {queue.shape}"
             raise ValueError(msg)
         within("count", count, 1, 1 << 24)
         self.rules = rules
@@ -171,30 +229,38 @@ class Chains:
         self.ring_capacity = 2 * count  # an iteration can end every chain before the last one's have been drained
         self._seed_count = len(seeds)
         self._queue_length = len(queue)
+        tags = rules.places if rules.coverage == "hash" else 0
+        per_chain = 3 * (CHAIN.itemsize + rules.budget) + 2 * (self._pitch + math.prod(rules.shape)) + 4 * tags
         self._consumed = 0
         self._classes = 0
         backend = self._backend
         idle = np.zeros(count, CHAIN)
         idle["row"] = -1
-        self._arrays: dict[str, Any] = {
-            "chains": backend.put(idle),
-            "images": backend.zeros((2, count, self._pitch), np.uint8),
-            "traces": backend.zeros((count, rules.budget), np.uint8),
-            "coverage": backend.zeros((count, rules.places if rules.coverage == "hash" else 0), np.uint32),
-            "counters": backend.put(np.zeros(1, COUNTERS)),
-            "seeds": backend.put(seeds),
-            "identities": backend.put(np.asarray(identities, np.uint64)),
-            "queue": backend.put(np.asarray(queue, np.int64)),
-            "ring_chains": backend.zeros((self.ring_capacity,), CHAIN),
-            "ring_images": backend.zeros((self.ring_capacity, *rules.shape), np.uint8),
-            "ring_traces": backend.zeros((self.ring_capacity, rules.budget), np.uint8),
-        }
+        with self._affordable(per_chain):
+            self._arrays: dict[str, Any] = {
+                "chains": backend.put(idle),
+                "images": backend.zeros((2, count, self._pitch), np.uint8),
+                "traces": backend.zeros((count, rules.budget), np.uint8),
+                "coverage": backend.zeros((count, tags), np.uint32),
+                "counters": backend.put(np.zeros(1, COUNTERS)),
+                "seeds": backend.put(seeds),
+                "identities": backend.put(identities),
+                "queue": backend.put(queue),
+                "ring_chains": backend.zeros((self.ring_capacity,), CHAIN),
+                "ring_images": backend.zeros((self.ring_capacity, *rules.shape), np.uint8),
+                "ring_traces": backend.zeros((self.ring_capacity, rules.budget), np.uint8),
+            }
         self._bind()
 
     @property
     def device(self) -> str:
         """Where the arrays are."""
         return self._backend.name
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether reading anything waits for the device, and ``poll`` may be some iterations late."""
+        return self._backend.asynchronous
 
     @property
     def bytes_per_chain(self) -> int:
@@ -218,8 +284,7 @@ class Chains:
     @property
     def records(self) -> npt.NDArray[Any]:
         """A copy of the chain records, structured as ``CHAIN``. Waits for the device on CUDA."""
-        records: npt.NDArray[Any] = self._backend.get(self._arrays["chains"]).view(CHAIN).reshape(-1)
-        return records
+        return self._host("chains")
 
     def new_input(self, *, layout: str = "NCHW", dtype: str = "uint8") -> Any:
         """Return an array for ``mutate`` to write into: uint8, float32, or 16-bit patterns as uint16."""
@@ -240,18 +305,9 @@ class Chains:
         NumPy arrays that the caller owns. Waits for the device on CUDA.
         """
         ended = self.counters["ended"]
-        places = np.arange(self._consumed, ended) % self.ring_capacity
-        self._consumed = ended
-        if isinstance(self._backend, Host):
-            chains, images, traces = (
-                self._arrays[name][places] for name in ("ring_chains", "ring_images", "ring_traces")
-            )
-        else:
-            rows = self._backend.put(places)
-            chains, images, traces = (
-                self._backend.get(self._arrays[name][rows]) for name in ("ring_chains", "ring_images", "ring_traces")
-            )
-            chains = chains.view(CHAIN).reshape(-1)
+        places = self._backend.put(np.arange(self._consumed, ended) % self.ring_capacity)
+        chains, images, traces = (self._host(name, places) for name in ("ring_chains", "ring_images", "ring_traces"))
+        self._consumed = ended  # last: what could not be copied is still in the ring
         return {
             "chains": chains,
             "images": images,
@@ -259,40 +315,86 @@ class Chains:
         }
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
-        """Return copies of what a later ``restore`` needs. Waits for the device on CUDA."""
-        return {name: self._backend.get(self._arrays[name]) for name in ("chains", "images", "traces", "coverage")} | {
-            "classes": np.array(self._classes)
-        }
+        """Return copies of what a later ``restore`` needs, alike on all devices. Waits for the device on CUDA."""
+        return {name: self._host(name) for name in _SAVED} | {"classes": np.array(self._classes)}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]], slots: npt.NDArray[np.int64]) -> None:
-        """Load the chains in ``slots`` of a saved state into the first slots of this one."""
+        """Load the chains in ``slots`` of a saved state into the first slots of this one.
+
+        ``state`` is what ``state`` returned for the same rules, on any device; ``slots`` are rows of it, no more than
+        ``count``, whose chains are under way on seeds of this set. TypeError or ValueError by the argument's name.
+        """
+        if missing := {*_SAVED, "classes"} - state.keys():
+            msg = f"state: expected what Chains.state returns, but it has no {', '.join(sorted(missing))}"
+            raise ValueError(msg)
+        slots = as_integers("slots", slots, state["images"].shape[1])
+        if slots.ndim != 1 or len(slots) > self.count:
+            msg = f"slots: expected at most {self.count} rows of the saved state, got shape {slots.shape}"
+            raise ValueError(msg)
         classes = int(state["classes"])
         if classes:
             self._set_classes(classes)
-        expected = self.state()
-        for name in ("chains", "images", "traces", "coverage"):
+        restored = {}
+        for name in _SAVED:
+            array, saved = self._host(name), state[name]
             axis = 1 if name == "images" else 0
-            saved = state[name].view(expected[name].dtype) if name == "chains" else state[name]
-            wanted = [n for i, n in enumerate(expected[name].shape) if i != axis]
-            if [n for i, n in enumerate(saved.shape) if i != axis] != wanted or saved.dtype != expected[name].dtype:
-                expected_type = expected[name].dtype
-                msg = (
-                    f"state[{name!r}]: expected {expected_type} with extents {wanted}, got {saved.dtype} {saved.shape}"
-                )
+            wanted, got = ([n for i, n in enumerate(a.shape) if i != axis] for a in (array, saved))
+            if got != wanted or saved.dtype != array.dtype:
+                msg = f"state[{name!r}]: expected {array.dtype} with extents {wanted}, got {saved.dtype} {saved.shape}"
                 raise ValueError(msg)
-            array = expected[name]
-            if axis == 0:
-                array[: len(slots)] = saved[slots]
-            else:
-                array[:, : len(slots)] = saved[:, slots]
-            self._arrays[name] = self._backend.put(array)
+            array[(slice(None),) * axis + (slice(len(slots)),)] = saved.take(slots, axis)
+            restored[name] = array
+        self._check_records(restored["chains"][: len(slots)])
+        self._arrays |= {name: self._backend.put(array) for name, array in restored.items()}
         self._bind()
+
+    def _host(self, name: str, rows: Any = None) -> npt.NDArray[Any]:
+        """A copy of an array in NumPy's own types, whatever the device keeps it as."""
+        array = self._arrays[name] if rows is None else self._arrays[name][rows]
+        copy = self._backend.get(array)
+        if name in ("chains", "ring_chains"):
+            dtype: np.dtype[Any] = CHAIN
+        elif name == "coverage":
+            dtype = np.dtype(np.uint32 if self.rules.coverage == "hash" else np.uint16)
+        else:
+            return copy
+        if copy.dtype == dtype:
+            return copy
+        return np.ascontiguousarray(copy).view(dtype).reshape(copy.shape[:-1])
+
+    def _check_records(self, records: npt.NDArray[Any]) -> None:
+        """Native code follows what is in a record: a place among the seeds, a buffer, a step of the trace."""
+        known = self._backend.get(self._arrays["identities"]).view(np.uint64).reshape(-1)
+        row = records["row"]
+        sound = (row >= 0) & (row < self._seed_count)
+        sound &= known[np.where(sound, row, 0)] == records["seed_index"]
+        sound &= (records["status"] == FRESH) | (records["status"] == ACTIVE)
+        sound &= (records["current"] <= 1) & (records["last_operator"] <= len(OPERATORS))
+        sound &= (records["step"] < self.rules.budget) & (records["reserved"] == 0)
+        if not sound.all():
+            msg = f"state['chains']: expected chains under way on these seeds, but {int((~sound).sum())} are not"
+            raise ValueError(msg)
 
     def _set_classes(self, classes: int) -> None:
         if self.rules.coverage == "nearest" and self._classes == 0:
-            self._arrays["coverage"] = self._backend.zeros((self.count, self.rules.places, 2 * classes), np.uint16)
+            with self._affordable(4 * self.rules.places * classes):
+                self._arrays["coverage"] = self._backend.zeros((self.count, self.rules.places, 2 * classes), np.uint16)
             self._bind()
         self._classes = classes
+
+    @contextmanager
+    def _affordable(self, per_chain: int) -> Iterator[None]:
+        """Allocate so many bytes a chain, or say what to lower."""
+        msg = (
+            f"count: {self.count} chains with a budget of {self.rules.budget} and a capacity of {self.rules.places} "
+            f"take {self.count * per_chain} bytes; lower count, budget or capacity"
+        )
+        if self.count * per_chain > _MAX_BYTES:
+            raise ValueError(msg)
+        try:
+            yield
+        except MemoryError as error:
+            raise MemoryError(msg) from error
 
     def _bind(self) -> None:
         views = {name: self._backend.view(array) for name, array in self._arrays.items()}
@@ -315,27 +417,56 @@ def _counters(array: npt.NDArray[Any]) -> dict[str, int]:
 def mutate(chains: Chains, out: Any, *, table: Any = None, layout: Layout = "NCHW", dtype: str = "uint8") -> None:
     """Write the next query of every working slot into ``out``: a mutant, or the seed itself for a new chain.
 
-    ``out`` comes from ``chains.new_input(layout=, dtype=)`` and ``table`` from ``chains.new_table``; uint8 needs no
-    table. Slots without work are left as they are. DFlare section 2 and 3; asynchronous on CUDA.
+    Rows of slots without work are left as they are. DFlare sections 2 and 3, docs/arithmetic.md sections 2 and 3.
+
+    Args:
+        chains: the search; its chains do not move until ``judge``.
+        out: ``[count, C, H, W]``, or ``[count, H, W, C]`` for ``layout="NHWC"``, in the type of ``dtype``; any
+            writable, C-contiguous DLPack array on the device of ``chains``, such as ``chains.new_input`` returns.
+        table: what ``chains.new_table`` returned for this ``dtype``, ``[C, 256]``; None for uint8.
+        layout: ``"NCHW"`` or ``"NHWC"``.
+        dtype: ``"uint8"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``; the 16-bit types as such or as uint16 bit
+            patterns.
+
+    Randomness: Philox with the purposes choose, parameters, pixels and positions at (seed; index, step): a pure
+    function of the run seed, the seed image's identity and the number of the mutant.
+    Device: that of ``chains``; asynchronous on CUDA, on PyTorch's current stream.
+    Errors: TypeError or ValueError that name the argument.
     """
-    backend = chains._backend
-    backend.call(
-        "mutate",
-        chains._slots,
-        data=backend.view(out),
-        table=(0, 0) if table is None else backend.view(table),
-        type=native_type(dtype),
-        layout=layout,
-    )
+    backend = _backend_of(chains)
+    check_input(layout, dtype)
+    shape = input_shape(chains.count, chains.rules.shape, layout)
+    out = as_memory("out", out, shape, _MEMORY_TYPES[dtype], chains.device, written=True)
+    entries = (0, 0)
+    if dtype != "uint8":
+        if table is None:
+            msg = f"table: expected what new_table returned for {dtype!r}, got None"
+            raise ValueError(msg)
+        types = _MEMORY_TYPES[dtype][:1]
+        table = as_memory("table", table, (chains.rules.shape[0], 256), types, chains.device, written=False)
+        entries = backend.view(table)
+    elif table is not None:
+        msg = "table: expected None for 'uint8', whose pixels are written as they are"
+        raise ValueError(msg)
+    backend.call("mutate", chains._slots, data=backend.view(out), table=entries, type=native_type(dtype), layout=layout)
 
 
 def judge(chains: Chains, original: Any, compressed: Any) -> None:
     """Judge the scores of both models on what ``mutate`` wrote and take every working chain one step further.
 
-    Scores: floating ``[count, K]``, any DLPack array on the device of ``chains``; converted to float32. K may not
-    change between calls. Non-finite scores end their chain as a finding. Docs/arithmetic.md section 4; asynchronous on
-    CUDA.
+    DFlare sections 5 and 6, docs/arithmetic.md section 4.
+
+    Args:
+        chains: the search.
+        original, compressed: floating ``[count, K]``, K >= 2, any DLPack array on the device of ``chains``; converted
+            to float32. K may not change between calls. Non-finite scores end their chain as a finding.
+
+    Randomness: none.
+    Device: that of ``chains``; asynchronous on CUDA, on PyTorch's current stream.
+    Errors: TypeError or ValueError that name the argument; MemoryError on the first call when ``"nearest"`` coverage
+    does not fit.
     """
+    backend = _backend_of(chains)
     a = _scores("original", original, chains)
     b = _scores("compressed", compressed, chains)
     if a.shape != b.shape:
@@ -343,39 +474,52 @@ def judge(chains: Chains, original: Any, compressed: Any) -> None:
         raise ValueError(msg)
     classes = int(a.shape[1])
     if chains._classes not in (0, classes):
-        msg = f"scores: expected {chains._classes} classes as before, got {classes}"
+        msg = f"original, compressed: expected {chains._classes} classes as before, got {classes}"
         raise ValueError(msg)
     if chains._classes == 0:
         chains._set_classes(classes)
-    backend = chains._backend
     backend.call("judge", chains._slots, original=backend.view(a), compressed=backend.view(b), classes=classes)
 
 
 def _scores(name: str, value: Any, chains: Chains) -> Any:
-    if is_tensor(value):
-        value = value.detach().float().contiguous()  # NumPy cannot express bfloat16
-    array = as_array(name, value)
-    if device_of(array).split(":")[0] != chains.device.split(":")[0]:
+    array = value.detach() if is_tensor(value) else as_array(name, value)
+    if not (array.is_floating_point() if is_tensor(array) else array.dtype.kind == "f"):
+        msg = f"{name}: expected floating scores, got {type_name(array)}"
+        raise TypeError(msg)
+    if device_of(array) != chains.device:
         msg = f"{name}: expected scores on {chains.device}, got {device_of(array)}"
         raise ValueError(msg)
     if array.ndim != 2 or array.shape[0] != chains.count or array.shape[1] < 2:
         msg = f"{name}: expected scores [{chains.count}, K] with K >= 2, got {tuple(array.shape)}"
         raise ValueError(msg)
     if is_tensor(array):
-        return array
-    if array.dtype.kind != "f":
-        msg = f"{name}: expected floating scores, got {array.dtype}"
-        raise TypeError(msg)
-    return np.ascontiguousarray(array, np.float32)
+        array = array.float().contiguous()  # NumPy cannot express bfloat16
+        return array if array.is_cuda else as_array(name, array)
+    return np.require(array, np.float32, ["C", "A"])
 
 
 def harvest(chains: Chains) -> None:
-    """Move ended chains into the ring that ``Chains.drain`` reads; a full ring parks them in their slots. Asynchronous
-    on CUDA."""
-    chains._backend.call("harvest", chains._slots, consumed=chains._consumed, threaded=False)
+    """Move ended chains into the ring that ``Chains.drain`` reads; a full ring parks them in their slots.
+
+    Randomness: none.
+    Device: that of ``chains``; asynchronous on CUDA, on PyTorch's current stream.
+    Errors: TypeError that names the argument.
+    """
+    _backend_of(chains).call("harvest", chains._slots, consumed=chains._consumed, threaded=False)
 
 
 def refill(chains: Chains) -> None:
-    """Load the next seeds of the queue into idle slots and count the work of the next iteration. Asynchronous on
-    CUDA."""
-    chains._backend.call("refill", chains._slots, threaded=False)
+    """Load the next seeds of the queue into idle slots and count the work of the next iteration.
+
+    Randomness: none; the queue is served in its order.
+    Device: that of ``chains``; asynchronous on CUDA, on PyTorch's current stream.
+    Errors: TypeError that names the argument.
+    """
+    _backend_of(chains).call("refill", chains._slots, threaded=False)
+
+
+def _backend_of(chains: Chains) -> Backend:
+    if not isinstance(chains, Chains):
+        msg = f"chains: expected Chains, got {type(chains).__name__}"
+        raise TypeError(msg)
+    return chains._backend

@@ -9,10 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from compdx.ops.backend import Backend, Cuda, backend_for
-from compdx.ops.checks import as_images, device_of, one_of
+from compdx.ops.checks import as_array, as_images, device_of, one_of, type_name
 
 Layout = Literal["NCHW", "NHWC"]
 InputType = Literal["float32", "bfloat16", "float16"]
+
+
+_INPUT_TYPES = ("float32", "bfloat16", "float16")
 
 
 def normalize(
@@ -25,10 +28,20 @@ def normalize(
 ) -> Any:
     """Return model inputs: every value of every pixel looked up in its channel's table.
 
-    ``images`` uint8 ``[N, C, H, W]``; ``table`` float32 ``[C, 256]``, rounded to nearest even for the 16-bit types. The
-    result is ``[N, C, H, W]`` or, for ``layout="NHWC"``, ``[N, H, W, C]``: float32, or for ``"bfloat16"`` and
-    ``"float16"`` the bit patterns as uint16 (NumPy has no bfloat16); on CUDA a tensor of that type. Asynchronous on
-    CUDA.
+    Args:
+        images: uint8 ``[N, C, H, W]``; any DLPack array, CPU or CUDA.
+        table: float32 ``[C, 256]`` on the CPU; rounded to nearest even for the 16-bit types.
+        layout: ``"NCHW"`` for a result ``[N, C, H, W]``, ``"NHWC"`` for ``[N, H, W, C]``.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        threads: CPU only; changes the speed, not the result.
+
+    Returns:
+        A new array: NumPy on the CPU, 16-bit types as uint16 bit patterns (NumPy has no bfloat16); on CUDA a PyTorch
+        tensor of the type asked for.
+
+    Randomness: none.
+    Device: that of ``images``; asynchronous on CUDA, on PyTorch's current stream.
+    Errors: TypeError or ValueError that name the argument.
     """
     array = as_images("images", images)
     backend = backend_for(device_of(array), threads)
@@ -53,29 +66,38 @@ def native_type(dtype: str) -> str:
 
 
 def native_table(table: npt.NDArray[np.float32], channels: int, dtype: str) -> npt.NDArray[Any]:
-    table = np.asarray(table)
-    if table.dtype != np.float32 or table.shape != (channels, 256):
-        msg = f"table: expected float32 [{channels}, 256], got {table.dtype} {table.shape}"
+    one_of("dtype", dtype, _INPUT_TYPES)
+    table = as_array("table", table)
+    if type_name(table) != "float32":
+        msg = f"table: expected float32, got {type_name(table)}"
+        raise TypeError(msg)
+    if device_of(table) != "cpu" or tuple(table.shape) != (channels, 256):
+        msg = f"table: expected shape ({channels}, 256) on the CPU, got {tuple(table.shape)} on {device_of(table)}"
         raise ValueError(msg)
-    one_of("dtype", dtype, ("float32", "bfloat16", "float16"))
+    table = np.ascontiguousarray(table)
     if dtype == "float32":
-        return np.ascontiguousarray(table)
+        return table
     if dtype == "float16":
         return table.astype(np.float16).view(np.uint16)
     # Round to nearest even on the bits; NumPy has no bfloat16.
-    bits = np.ascontiguousarray(table).view(np.uint32).astype(np.uint64)
+    bits = table.view(np.uint32).astype(np.uint64)
     rounded: npt.NDArray[np.uint16] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return rounded
 
 
-def input_array(backend: Backend, count: int, shape: tuple[int, int, int], layout: str, dtype: str) -> Any:
+def check_input(layout: str, dtype: str) -> None:
     one_of("layout", layout, ("NCHW", "NHWC"))
-    one_of("dtype", dtype, ("uint8", "float32", "bfloat16", "float16"))
+    one_of("dtype", dtype, ("uint8", *_INPUT_TYPES))
+
+
+def input_shape(count: int, shape: tuple[int, int, int], layout: str) -> tuple[int, int, int, int]:
     c, h, w = shape
-    extents = (count, c, h, w) if layout == "NCHW" else (count, h, w, c)
-    if isinstance(backend, Cuda) and native_type(dtype) == "half":
-        return backend.zeros((*extents[:-1], extents[-1] * 2), np.uint8)
-    return backend.zeros(extents, np.uint16 if native_type(dtype) == "half" else dtype)
+    return (count, c, h, w) if layout == "NCHW" else (count, h, w, c)
+
+
+def input_array(backend: Backend, count: int, shape: tuple[int, int, int], layout: str, dtype: str) -> Any:
+    check_input(layout, dtype)
+    return backend.zeros(input_shape(count, shape, layout), np.uint16 if native_type(dtype) == "half" else dtype)
 
 
 def typed(backend: Backend, array: Any, dtype: str) -> Any:

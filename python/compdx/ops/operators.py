@@ -10,25 +10,37 @@ import numpy.typing as npt
 
 from compdx import _core
 from compdx.ops.backend import Host, backend_for
-from compdx.ops.checks import as_images, check_seed, device_of, like, one_of
+from compdx.ops.checks import as_images, as_integers, check_flag, check_seed, device_of, integer, like, one_of, within
 
 OPERATORS = ("additive", "salt_pepper", "multiplicative", "pixel", "box", "gaussian", "median")
 
 _SIZES = {"pixel": range(10), "box": range(1, 6), "gaussian": (1, 3, 5, 7), "median": (1, 3, 5, 7)}
-_MAX_INDEX = 1 << 56
+MAX_INDEX = 1 << 56
 
 
 def philox(key: npt.ArrayLike, counter: npt.ArrayLike) -> npt.NDArray[np.uint32]:
-    """Return Philox4x32-10 words uint32 ``[..., 4]`` for keys uint32 ``[..., 2]`` and counters uint32 ``[..., 4]``.
+    """Return the words of Philox4x32-10, the generator behind every random number of compdx (Salmon et al., SC 2011).
 
-    The generator behind every random number of compdx (Salmon et al., SC 2011); CPU.
+    Args:
+        key: integers ``[..., 2]`` in 0..2**32-1; its leading axes are broadcast with those of ``counter``.
+        counter: integers ``[..., 4]`` in 0..2**32-1.
+
+    Returns:
+        uint32 ``[..., 4]``, a new NumPy array.
+
+    Randomness: a pure function of its arguments; which counters compdx uses is docs/arithmetic.md section 1.
+    Device: CPU.
+    Errors: TypeError or ValueError that name the argument.
     """
-    keys = np.asarray(key, dtype=np.uint32)
-    counters = np.asarray(counter, dtype=np.uint32)
-    if keys.shape[-1:] != (2,) or counters.shape[-1:] != (4,):
+    keys = as_integers("key", key, 1 << 32).astype(np.uint32)
+    counters = as_integers("counter", counter, 1 << 32).astype(np.uint32)
+    try:
+        lead = np.broadcast_shapes(keys.shape[:-1], counters.shape[:-1])
+    except ValueError:
+        lead = None
+    if lead is None or keys.shape[-1:] != (2,) or counters.shape[-1:] != (4,):
         msg = f"key, counter: expected shapes [..., 2] and [..., 4], got {keys.shape} and {counters.shape}"
         raise ValueError(msg)
-    lead = np.broadcast_shapes(keys.shape[:-1], counters.shape[:-1])
     keys = np.ascontiguousarray(np.broadcast_to(keys, (*lead, 2)))
     counters = np.ascontiguousarray(np.broadcast_to(counters, (*lead, 4)))
     out = np.empty_like(counters)
@@ -69,23 +81,26 @@ def apply(
         threads, isa: CPU only; they change the speed, not the result.
 
     Returns:
-        uint8 ``[N, C, H, W]``, a new array of the caller's library on the same device.
+        uint8 ``[N, C, H, W]``, a new array on the same device: a PyTorch tensor when ``images`` is one and for every
+        library on CUDA, else a NumPy array.
 
     Randomness: a pure function of (seed, index, step), see docs/arithmetic.md section 1.
+    Device: that of ``images``; asynchronous on CUDA, on PyTorch's current stream.
     Errors: TypeError or ValueError that name the argument.
     """
     array = as_images("images", images)
     one_of("operator", operator, OPERATORS)
     one_of("overflow", overflow, ("clip", "wrap"))
     check_seed(seed)
-    if size is not None and size not in _SIZES.get(operator, ()):
+    check_flag("skip_identity", skip_identity)
+    if size is not None and integer("size", size) not in _SIZES.get(operator, ()):
         allowed = ", ".join(map(str, _SIZES.get(operator, ()))) or "none (this operator has no size)"
         msg = f"size: expected one of {allowed} for {operator!r}, got {size}"
         raise ValueError(msg)
     count = int(array.shape[0])
     backend = backend_for(device_of(array), threads, isa)
     indices = backend.put(
-        _per_image("index", np.arange(count) if index is None else index, count, np.uint64, _MAX_INDEX)
+        _per_image("index", np.arange(count) if index is None else index, count, np.uint64, MAX_INDEX)
     )
     steps = backend.put(_per_image("step", step, count, np.uint32, 1 << 32))
     origins = array if linf is None else _origin(array, origin, linf)
@@ -111,9 +126,7 @@ def apply(
 
 
 def _origin(array: Any, origin: Any, linf: int) -> Any:
-    if not 0 <= linf <= 255:
-        msg = f"linf: expected 0..255 grey levels, got {linf}"
-        raise ValueError(msg)
+    within("linf", linf, 0, 255)
     if origin is None:
         msg = "origin: expected the seed images, which linf= is measured from; got None"
         raise ValueError(msg)
@@ -128,14 +141,8 @@ def _origin(array: Any, origin: Any, linf: int) -> Any:
 
 
 def _per_image(name: str, value: Any, count: int, dtype: type[np.generic], limit: int) -> npt.NDArray[Any]:
-    array = np.asarray(value)
-    if array.dtype.kind not in "iu":
-        msg = f"{name}: expected integers, got {array.dtype}"
-        raise TypeError(msg)
+    array = as_integers(name, value, limit)
     if array.ndim > 1 or (array.ndim == 1 and array.shape[0] != count):
         msg = f"{name}: expected an integer or shape [{count}], got {array.shape}"
-        raise ValueError(msg)
-    if array.size and (int(array.min()) < 0 or int(array.max()) >= limit):
-        msg = f"{name}: expected values in 0..{limit - 1}, got {int(array.min())}..{int(array.max())}"
         raise ValueError(msg)
     return np.ascontiguousarray(np.broadcast_to(array.astype(dtype), (count,)))
