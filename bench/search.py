@@ -47,6 +47,15 @@ def measure(name: str, chains: int, device: str, slices: int, seconds: float, me
         compdx.Seeds(images), chains=chains, seed=0, device=device, inputs=models.inputs, outputs=("logits", "logits")
     )
 
+    # The first queries are the seeds themselves, as the models want them.
+    inputs = models.inputs
+    expected = compdx.ops.normalize(
+        images[:chains], inputs.table(shape[0]), layout=inputs.layout, dtype=inputs.dtype, threads=1
+    )
+    if not np.array_equal(torch.as_tensor(loop.ask()).cpu().numpy(), expected):
+        msg = "the loop does not feed the models what normalize makes of the seeds"
+        raise RuntimeError(msg)
+
     def iterate(count: int) -> None:
         for _ in range(count):
             loop.tell(*models.forward(loop.ask()))
@@ -110,7 +119,8 @@ def main() -> None:
     for row in rows:
         print(
             f"{row['pair']:<9} B={row['chains']:<6} loop / bare forward {row['ratio']:.3f}   "
-            f"{row['queries_per_second']:,.0f} queries/s   occupancy {row['occupancy']:.3f}"
+            f"{row['queries_per_second']:,.0f} queries/s   occupancy {row['occupancy']:.3f}   "
+            f"{row['bytes_per_chain']:,} bytes a chain"
         )
     if not options.smoke or options.out:
         record("search", {"rows": rows}, options.out)

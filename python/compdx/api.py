@@ -16,7 +16,7 @@ from compdx.ops.checks import check_seed, within
 from compdx.screen import Screen
 from compdx.seeds import Seeds
 
-CPU_CHAINS = 512
+CPU_CHAINS = 128
 CUDA_CHAINS = 8192
 MOST_CHAINS = 1 << 24
 MOST_THREADS = 4096
@@ -47,7 +47,7 @@ def search(
         budget: Most queries spent on one seed, its own included, at least 1. ``None``: the method's own, 1,000 for
             ``"mcmc"``; a default number would silently override the one in ``MCMC(budget=...)``.
         chains: Number of slots, i.e. the batch size that both models always see. ``None``: the number of seeds, at
-            most 512 on the CPU and 8,192 on CUDA.
+            most 128 on the CPU and 8,192 on CUDA.
         seed: Run seed, 0..2**64 - 1. With the same seed, seeds and models the findings are the same, whatever
             ``chains``, ``device``, interruptions and resumes (as long as the models' own scores are).
         device: Where the search runs: ``None`` or the device of the pair, ``"cpu"`` or ``"cuda[:i]"``.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from compdx.model import Inputs
 
 _ONE_Q30 = float(1 << 30)
-_DEFAULT_CHAINS = 512
+_DEFAULT_CHAINS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class MCMC:
 
         Args:
             seeds: the images, uint8 ``[N, C, H, W]`` with their identities.
-            chains: number of slots, which is the batch size of every ``ask``; default min(N, 512).
+            chains: number of slots, which is the batch size of every ``ask``; default min(N, 128).
             seed: run seed, 0..2**64-1.
             device: ``"cpu"`` or ``"cuda[:n]"``; where the chains live and the scores come from.
             inputs: what the models want to be fed (``compdx.Inputs``); ``ask`` then returns that instead of uint8.
