@@ -30,7 +30,7 @@ STATE = {"records": np.arange(24, dtype=np.uint8).reshape(3, 8), "next": np.arra
 COUNTERS = {"seconds": 1.5, "queries": 40.0, "iterations": 12.0, "occupancy": 0.875}
 
 # A search in a nutshell: two seeds a part, a checkpoint after each, the summary at the end.
-SESSION = """
+STRETCH = """
 import sys
 import numpy as np
 from make_golden import make_header, make_outcomes
@@ -38,7 +38,7 @@ from compdx.findings import Summary, outcomes_to_table
 from compdx.ops import OPERATORS
 from compdx.store import RunWriter, read_run
 
-def session(folder, count, told=lambda: None):
+def stretch(folder, count, told=lambda: None):
     with RunWriter.create(folder, make_header(count), resume=True) as writer:
         todo = np.setdiff1d(np.arange(count), writer.done)[::-1]
         for start in range(0, len(todo), 2):
@@ -55,7 +55,7 @@ def expected_table(count: int) -> pa.Table:
 
 
 def run_python(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """A Python process that finds the helpers of these tests."""
+    """A Python process that finds the modules of these tests."""
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
@@ -518,7 +518,7 @@ class TestFullDisk:
 
     def test_a_write_that_stops_half_way(self, tmp_path: Path) -> None:
         """The kernel refuses to let a file grow beyond 30 kB: the errors of real writes, in Parquet and in npz."""
-        code = f"""{SESSION}
+        code = f"""{STRETCH}
 import resource
 from compdx.store import StoreError
 with RunWriter.create(sys.argv[1], make_header(900, (3, 32, 32))) as writer:
@@ -546,9 +546,9 @@ with RunWriter.create(sys.argv[1], make_header(900, (3, 32, 32))) as writer:
 
 class TestKilled:
     def test_before_every_step_of_every_commit(self, tmp_path: Path) -> None:
-        """One process for each place: it dies right before its n-th fsync or rename. Then a session ends the run."""
+        """One process for each place: it dies right before its n-th fsync or rename. Then a stretch ends the run."""
         count = 6
-        code = f"""{SESSION}
+        code = f"""{STRETCH}
 import os, pathlib, signal
 folder, count = sys.argv[1], int(sys.argv[2])
 make_outcomes([0])
@@ -566,7 +566,7 @@ for place in range(1, 100):
     child = os.fork()
     if child == 0:
         left = place
-        session(f"{{folder}}/{{place}}", count)
+        stretch(f"{{folder}}/{{place}}", count)
         os._exit(0)
     if os.waitpid(child, 0)[1] == 0:
         break
@@ -578,7 +578,7 @@ print(place)
         assert (
             places == 4 + 3 * 7 + 1
         )  # the header, then three parts, three checkpoints and the summary; then none is left
-        session = load_session()
+        stretch = load_stretch()
         seen = set()
         for place in range(1, places + 1):
             run = tmp_path / str(place)
@@ -586,7 +586,7 @@ print(place)
                 ended = Findings.load(run).ended
                 assert ended.equals(expected_table(count).filter(np.isin(range(count), ended["seed_index"].to_numpy())))
                 seen.add(ended.num_rows)
-            session(run, count)
+            stretch(run, count)
             findings = Findings.load(run)
             assert findings.ended.equals(expected_table(count))
             assert findings.summary.found == 3
@@ -594,8 +594,8 @@ print(place)
         assert seen == {0, 2, 4, 6}
 
     def test_from_outside_again_and_again(self, tmp_path: Path) -> None:
-        code = f"""{SESSION}
-session(sys.argv[1], int(sys.argv[2]), told=lambda: print("committed", flush=True))
+        code = f"""{STRETCH}
+stretch(sys.argv[1], int(sys.argv[2]), told=lambda: print("committed", flush=True))
 """
         count, run = 120, tmp_path / "run"
         for commits in (1, 6, 15):
@@ -608,7 +608,7 @@ session(sys.argv[1], int(sys.argv[2]), told=lambda: print("committed", flush=Tru
             ended = done_seeds(run)
             assert 0 < len(ended) < count
             assert Findings.load(run).ended["seed_index"].to_pylist() == ended.tolist()
-        load_session()(run, count)
+        load_stretch()(run, count)
         assert Findings.load(run).ended.equals(expected_table(count))
 
     def test_between_a_part_and_its_checkpoint(self, run: Path) -> None:
@@ -620,8 +620,8 @@ session(sys.argv[1], int(sys.argv[2]), told=lambda: print("committed", flush=Tru
         assert done_seeds(run).tolist() == list(range(8))
 
 
-def load_session() -> Callable[[Path, int], None]:
+def load_stretch() -> Callable[[Path, int], None]:
     names: dict[str, Any] = {}
-    exec(SESSION, names)
-    session: Callable[[Path, int], None] = names["session"]
-    return session
+    exec(STRETCH, names)
+    stretch: Callable[[Path, int], None] = names["stretch"]
+    return stretch
