@@ -33,11 +33,11 @@ Isa best_isa() {
 
 const Loops& loops(Isa isa) {
 #if defined(__x86_64__)
-    if (isa == Isa::avx512) return avx512::loops();
-    if (isa == Isa::avx2) return avx2::loops();
+    if (isa == Isa::avx512) return compiled_for::avx512::loops();
+    if (isa == Isa::avx2) return compiled_for::avx2::loops();
 #endif
     (void)isa;
-    return scalar::loops();
+    return compiled_for::scalar::loops();
 }
 
 }  // namespace compdx

@@ -22,7 +22,7 @@
 #include <immintrin.h>
 #endif
 
-namespace compdx {
+namespace compdx::compiled_for {
 namespace COMPDX_ISA_NAMESPACE {
 namespace {
 
@@ -525,4 +525,4 @@ const Loops& loops() {
 }
 
 }  // namespace COMPDX_ISA_NAMESPACE
-}  // namespace compdx
+}  // namespace compdx::compiled_for

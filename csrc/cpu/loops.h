@@ -52,6 +52,8 @@ constexpr int64_t scratch_bytes(const Shape& shape) { return 4 * padded_extent(s
 
 const Loops& loops(Isa isa);
 
+// One copy of loops.cpp each. Not the inline namespaces of the core, which exist only where that copy is compiled.
+namespace compiled_for {
 namespace scalar {
 const Loops& loops();
 }
@@ -63,5 +65,6 @@ namespace avx512 {
 const Loops& loops();
 }
 #endif
+}  // namespace compiled_for
 
 }  // namespace compdx

@@ -17,7 +17,7 @@
 namespace compdx {
 
 // The test needs one instruction set; isa.cpp would ask for all of them.
-const Loops& loops(Isa) { return scalar::loops(); }
+const Loops& loops(Isa) { return compiled_for::scalar::loops(); }
 
 namespace {
 
