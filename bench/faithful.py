@@ -160,8 +160,7 @@ def methods(budget: int) -> dict[str, compdx.MCMC]:
         "default, identity draws": replace(default, skip_identity=False),
         "default, wrap": replace(default, overflow="wrap"),
         "default, uniform choice": replace(default, selection="uniform"),
-        "improve": replace(default, acceptance="improve"),
-        **{f"improve, grid {grid}": replace(default, acceptance="improve", grid=grid) for grid in (5, 20, 40)},
+        **{f"improve, grid {grid}": replace(default, acceptance="improve", grid=grid) for grid in (5, 10, 20, 40)},
         "improve, nearest": replace(default, acceptance="improve", coverage="nearest"),
         "change": replace(default, acceptance="change"),
     }
