@@ -5,6 +5,7 @@ Whole runs, operators and model inputs are compared in test_invariance.py, test_
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -214,3 +215,123 @@ def test_an_iteration_can_be_captured() -> None:
         iterate(0, scores)
     twins.compare("replay")
     equal("drain", twins.searches[0].drain(), twins.searches[1].drain())
+
+
+# Gradient searches ---------------------------------------------------------------------------------------------------
+
+
+def to_host(array: Any) -> NDArray[Any]:
+    host: NDArray[Any] = array.cpu().numpy()
+    return host
+
+
+def some_descent(shape: tuple[int, int, int], variant: int) -> ops.Descent:
+    table = (np.arange(256, dtype=np.float32) / 255 - 0.4) / np.linspace(0.2, 0.3, shape[0])[:, None]
+    return ops.Descent(
+        shape=shape,
+        table=table.astype(np.float32),
+        bound=np.full(shape[0], 0.06) if variant & 1 else None,
+        total=np.full(shape[0], 0.2) if variant & 2 else None,
+        project=bool(variant & 4),
+        lattice=bool(variant & 8),
+    )
+
+
+@pytest.mark.parametrize("variant", range(16))
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 7, 5), (2, 17, 19), (3, 224, 224), (1, 1, 1)], ids=str)
+def test_descend_equals_the_cpu(shape: tuple[int, int, int], variant: int) -> None:
+    import torch
+
+    count = 37
+    rng = np.random.default_rng(variant)
+    descent = some_descent(shape, variant)
+    origin = some_images(count, shape)
+    gradient = rng.normal(0, 0.1, origin.shape).astype(np.float32)
+    odd = rng.random(origin.shape) < 0.1
+    gradient[odd] = rng.choice(np.float32([np.nan, np.inf, -np.inf, 3e38, -0.0]), int(odd.sum()))
+    state = ops.normalize(origin, descent.table)
+    picture = np.zeros_like(origin)
+    active = (np.arange(count) % 5 != 2) if variant % 3 else None
+    device = [torch.from_numpy(array).cuda() for array in (state, gradient, origin, picture)]
+    for _ in range(3):
+        right = ops.descend(descent, state, gradient, origin, picture, active=active)
+        left = ops.descend(descent, *device, active=active)
+        for a, b in zip((device[0], device[3], *left), (state, picture, *right), strict=True):
+            np.testing.assert_array_equal(as_bytes(to_host(a)), as_bytes(b))
+
+
+def some_layers(count: int, seed: int, lost: float) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    rng = np.random.default_rng(seed)
+    a = [
+        rng.normal(size=(count, *s)).astype(np.float32) for s in [(64, 32, 32), (17, 9, 5), (10,), (3, 2, 4, 2, 5)] * 30
+    ]
+    b = [np.where(rng.random(x.shape) < lost, -np.abs(x), x).astype(np.float32) for x in a]
+    for x in (*a, *b):
+        x[rng.random(x.shape) < 0.01] = np.nan
+    return a, b
+
+
+@pytest.mark.parametrize("trials", [0, 1, 64, 2000])
+@pytest.mark.parametrize("lost", [0.2, 1e-4, 0.0])
+def test_neurons_equal_the_cpu(trials: int, lost: float) -> None:
+    import torch
+
+    count = 21
+    original, compressed = some_layers(count, trials, lost)
+    device = [[torch.from_numpy(x).cuda() for x in side] for side in (original, compressed)]
+    device[1] = [x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in device[1]]
+    how: dict[str, Any] = {"seed": 7, "identities": np.arange(count) << 33, "steps": np.arange(count), "trials": trials}
+    for active in (None, np.arange(count) % 4 != 1):
+        right = ops.select_neurons(original, compressed, active=active, **how)
+        left = ops.select_neurons(*device, active=None if active is None else torch.from_numpy(active).cuda(), **how)
+        for a, b in zip(left, right, strict=True):
+            np.testing.assert_array_equal(to_host(a), b)
+    rng = np.random.default_rng(0)
+    right_marks = [rng.choice(np.uint8([0, 0, 0, 1, 5]), x[0].size) for x in compressed]
+    left_marks = [torch.from_numpy(marks.copy()).cuda() for marks in right_marks]
+    ops.cover(compressed, right_marks, active=active)
+    ops.cover(device[1], left_marks, active=active)
+    for marks, expected in zip(left_marks, right_marks, strict=True):
+        np.testing.assert_array_equal(to_host(marks), expected)
+    assert ops.count_covered(left_marks) == ops.count_covered(right_marks)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 33, 1000])
+@pytest.mark.parametrize(
+    "outputs", [("logits", "logits"), ("probabilities", "logits"), ("probabilities",) * 2], ids=str
+)
+def test_verdicts_equal_the_cpu(outputs: tuple[str, str], classes: int) -> None:
+    scores = some_scores(np.random.default_rng(classes), 333, classes, outputs)
+    right = ops.verdicts(*scores, outputs=outputs)
+    left = ops.verdicts(*on_device(scores), outputs=outputs)
+    for name in ("labels", "confidences", "non_finite"):
+        np.testing.assert_array_equal(to_host(getattr(left, name)), getattr(right, name), err_msg=name)
+
+
+def test_a_gradient_step_waits_for_nothing() -> None:
+    import torch
+
+    shape, count = (3, 32, 32), 8
+    descent = some_descent(shape, 5)
+    origin = torch.from_numpy(some_images(count, shape)).cuda()
+    state, picture = torch.zeros(origin.shape, device="cuda"), torch.zeros_like(origin)
+    layers = [torch.randn(count, 4, 6, 6, device="cuda"), torch.randn(count, 9, device="cuda")]
+    marks = [torch.zeros(x[0].numel(), dtype=torch.uint8, device="cuda") for x in layers]
+    scores = torch.randn(count, 10, device="cuda")
+    active = np.ones(count, bool)
+
+    def step() -> None:
+        ops.cover(layers, marks, active=active)
+        numbers = np.arange(count)
+        ops.select_neurons(layers, [-x for x in layers], seed=1, identities=numbers, steps=numbers, active=active)
+        ops.descend(descent, state, torch.zeros_like(state), origin, picture, active=active)
+        ops.verdicts(scores, scores)
+
+    step()  # brings the descent's tables there
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

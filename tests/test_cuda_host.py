@@ -18,10 +18,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / "tests" / "cuda_host"
-KERNELS = [ROOT / "csrc" / "cuda" / f"{name}.cu" for name in ("mutate", "judge", "harvest", "refill", "device")]
+KERNELS = [
+    ROOT / "csrc" / "cuda" / f"{name}.cu"
+    for name in ("mutate", "judge", "harvest", "refill", "descend", "neurons", "device")
+]
 HOST = [
     *(HERE / f"{name}.cpp" for name in ("compare", "emulator")),
-    *(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in ("search", "threads")),
+    *(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in ("search", "gradient", "threads")),
 ]
 # As in CMakeLists.txt where it decides the bytes; -O1 compiles in half the time.
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
@@ -68,3 +71,5 @@ def test_kernels_on_the_host_equal_the_cpu(tmp_path):
     # The comparison is worth something: chains of every kind ended on the way.
     for kind in ("effective", "invalid", "seed", "non-finite", "exhausted"):
         assert sum(map(int, re.findall(rf"{kind} (\d+)", done.stdout))) >= 30, done.stdout
+    for way in ("by draws", "by scan", "none"):
+        assert int(re.search(rf"{way} (\d+)", done.stdout)[1]) >= 20, done.stdout

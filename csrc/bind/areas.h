@@ -3,13 +3,19 @@
 
 #include <pybind11/pybind11.h>
 
+#include <vector>
+
 #include "bind/views.h"
 #include "core/apply.h"
+#include "core/descent.h"
+#include "core/neurons.h"
 #include "core/slots.h"
+#include "core/verdicts.h"
 
 namespace compdx::bind {
 
 void register_settings(py::module_& module);
+void register_gradient(py::module_& module);
 void register_cpu(py::module_& module);
 void register_cuda(py::module_& module);
 
@@ -23,6 +29,20 @@ struct BoundSlots {
     Slots with_classes(int32_t classes) const;
 };
 
+// Layers whose extents have been checked once; holds none of their memory.
+struct BoundLayers {
+    int64_t rows = 0;
+    int64_t neurons = 0;
+    size_t models = 0;
+    std::vector<Layer> layers;
+    const Layer* placed = nullptr;  // the copy on a device, once there is one
+
+    const Layer* on_device() const;
+    SelectTask select(const Layer* at, uint64_t seed, int32_t trials, const View& identities, const View& steps,
+                      const View& active, const View& layer, const View& position) const;
+    CoverTask cover(const Layer* at, const View& active) const;
+};
+
 Input make_input(const Shape& shape, int64_t count, const View& data, const View& table, const std::string& type,
                  const std::string& layout);
 
@@ -30,6 +50,15 @@ ApplyTask make_apply_task(const std::string& op, int32_t size, uint64_t seed, co
                           const std::string& overflow, int32_t linf, bool skip_identity, int64_t count,
                           const View& images, const View& indices, const View& steps, const View& origins,
                           int64_t origin_count, const View& out);
+
+VerdictTask make_verdict_task(const View& original, const View& compressed, int64_t count, int32_t classes,
+                              const std::string& original_scores, const std::string& compressed_scores,
+                              const View& labels, const View& confidences, const View& non_finite);
+
+DescendTask make_descend_task(const py::tuple& shape, float step, bool project, bool lattice, const View& table,
+                              const View& scale, const View& bound, const View& total, int64_t count,
+                              const View& active, const View& state, const View& gradient, const View& origin,
+                              const View& picture, const View& l2_squared, const View& linf);
 
 Shape make_shape(const py::tuple& shape);
 

@@ -3,6 +3,7 @@
 
 #include "bind/areas.h"
 #include "core/philox.h"
+#include "cpu/gradient.h"
 #include "cpu/search.h"
 
 namespace compdx::bind {
@@ -72,6 +73,46 @@ void normalize(const py::tuple& images, int64_t count, const py::tuple& shape, c
     cpu::normalize(from, count, extents, input, how);
 }
 
+void verdicts(const py::tuple& original, const py::tuple& compressed, int64_t count, int32_t classes,
+              const std::string& original_scores, const std::string& compressed_scores, const py::tuple& labels,
+              const py::tuple& confidences, const py::tuple& non_finite, int threads, const std::string& isa) {
+    const VerdictTask task = make_verdict_task(view(original), view(compressed), count, classes, original_scores,
+                                               compressed_scores, view(labels), view(confidences), view(non_finite));
+    const cpu::Execution how = execution(threads, isa);
+    py::gil_scoped_release release;
+    cpu::verdicts(task, how);
+}
+
+void descend(const py::tuple& shape, float step, bool project, bool lattice, const py::tuple& table,
+             const py::tuple& scale, const py::tuple& bound, const py::tuple& total, int64_t count,
+             const py::tuple& active, const py::tuple& state, const py::tuple& gradient, const py::tuple& origin,
+             const py::tuple& picture, const py::tuple& l2_squared, const py::tuple& linf, int threads,
+             const std::string& isa) {
+    const DescendTask task = make_descend_task(shape, step, project, lattice, view(table), view(scale), view(bound),
+                                               view(total), count, view(active), view(state), view(gradient),
+                                               view(origin), view(picture), view(l2_squared), view(linf));
+    const cpu::Execution how = execution(threads, isa);
+    py::gil_scoped_release release;
+    cpu::descend(task, how);
+}
+
+void select_neurons(const BoundLayers& layers, uint64_t seed, int32_t trials, const py::tuple& identities,
+                    const py::tuple& steps, const py::tuple& active, const py::tuple& layer, const py::tuple& position,
+                    int threads, const std::string& isa) {
+    const SelectTask task = layers.select(layers.layers.data(), seed, trials, view(identities), view(steps),
+                                          view(active), view(layer), view(position));
+    const cpu::Execution how = execution(threads, isa);
+    py::gil_scoped_release release;
+    cpu::select_neurons(task, how);
+}
+
+void cover(const BoundLayers& layers, const py::tuple& active, int threads, const std::string& isa) {
+    const CoverTask task = layers.cover(layers.layers.data(), view(active));
+    const cpu::Execution how = execution(threads, isa);
+    py::gil_scoped_release release;
+    cpu::cover(task, how);
+}
+
 void philox_words(const py::tuple& keys, const py::tuple& counters, const py::tuple& out, int64_t count) {
     const uint32_t* key = view(keys).as<uint32_t>(2 * count, "key");
     const uint32_t* counter = view(counters).as<uint32_t>(4 * count, "counter");
@@ -98,6 +139,18 @@ void register_cpu(py::module_& module) {
                py::arg("out"), py::arg("threads"), py::arg("isa"));
     module.def("cpu_normalize", &normalize, py::kw_only(), py::arg("images"), py::arg("count"), py::arg("shape"),
                py::arg("data"), py::arg("table"), py::arg("type"), py::arg("layout"), py::arg("threads"),
+               py::arg("isa"));
+    module.def("cpu_verdicts", &verdicts, py::kw_only(), py::arg("original"), py::arg("compressed"), py::arg("count"),
+               py::arg("classes"), py::arg("original_scores"), py::arg("compressed_scores"), py::arg("labels"),
+               py::arg("confidences"), py::arg("non_finite"), py::arg("threads"), py::arg("isa"));
+    module.def("cpu_descend", &descend, py::kw_only(), py::arg("shape"), py::arg("step"), py::arg("project"),
+               py::arg("lattice"), py::arg("table"), py::arg("scale"), py::arg("bound"), py::arg("total"),
+               py::arg("count"), py::arg("active"), py::arg("state"), py::arg("gradient"), py::arg("origin"),
+               py::arg("picture"), py::arg("l2_squared"), py::arg("linf"), py::arg("threads"), py::arg("isa"));
+    module.def("cpu_select_neurons", &select_neurons, py::arg("layers"), py::kw_only(), py::arg("seed"),
+               py::arg("trials"), py::arg("identities"), py::arg("steps"), py::arg("active"), py::arg("layer"),
+               py::arg("position"), py::arg("threads"), py::arg("isa"));
+    module.def("cpu_cover", &cover, py::arg("layers"), py::kw_only(), py::arg("active"), py::arg("threads"),
                py::arg("isa"));
     module.def("philox", &philox_words, py::kw_only(), py::arg("keys"), py::arg("counters"), py::arg("out"),
                py::arg("count"));

@@ -54,6 +54,41 @@ void normalize(const py::tuple& images, int64_t count, const py::tuple& shape, c
     cuda::normalize(from, count, extents, input, stream_of(stream));
 }
 
+void verdicts(const py::tuple& original, const py::tuple& compressed, int64_t count, int32_t classes,
+              const std::string& original_scores, const std::string& compressed_scores, const py::tuple& labels,
+              const py::tuple& confidences, const py::tuple& non_finite, uintptr_t stream) {
+    const VerdictTask task = make_verdict_task(view(original), view(compressed), count, classes, original_scores,
+                                               compressed_scores, view(labels), view(confidences), view(non_finite));
+    py::gil_scoped_release release;
+    cuda::verdicts(task, stream_of(stream));
+}
+
+void descend(const py::tuple& shape, float step, bool project, bool lattice, const py::tuple& table,
+             const py::tuple& scale, const py::tuple& bound, const py::tuple& total, int64_t count,
+             const py::tuple& active, const py::tuple& state, const py::tuple& gradient, const py::tuple& origin,
+             const py::tuple& picture, const py::tuple& l2_squared, const py::tuple& linf, uintptr_t stream) {
+    const DescendTask task = make_descend_task(shape, step, project, lattice, view(table), view(scale), view(bound),
+                                               view(total), count, view(active), view(state), view(gradient),
+                                               view(origin), view(picture), view(l2_squared), view(linf));
+    py::gil_scoped_release release;
+    cuda::descend(task, stream_of(stream));
+}
+
+void select_neurons(const BoundLayers& layers, uint64_t seed, int32_t trials, const py::tuple& identities,
+                    const py::tuple& steps, const py::tuple& active, const py::tuple& layer, const py::tuple& position,
+                    uintptr_t stream) {
+    const SelectTask task = layers.select(layers.on_device(), seed, trials, view(identities), view(steps), view(active),
+                                          view(layer), view(position));
+    py::gil_scoped_release release;
+    cuda::select_neurons(task, stream_of(stream));
+}
+
+void cover(const BoundLayers& layers, const py::tuple& active, uintptr_t stream) {
+    const CoverTask task = layers.cover(layers.on_device(), view(active));
+    py::gil_scoped_release release;
+    cuda::cover(task, stream_of(stream));
+}
+
 }  // namespace
 
 void register_cuda(py::module_& module) {
@@ -70,6 +105,17 @@ void register_cuda(py::module_& module) {
                py::arg("out"), py::arg("stream"));
     module.def("cuda_normalize", &normalize, py::kw_only(), py::arg("images"), py::arg("count"), py::arg("shape"),
                py::arg("data"), py::arg("table"), py::arg("type"), py::arg("layout"), py::arg("stream"));
+    module.def("cuda_verdicts", &verdicts, py::kw_only(), py::arg("original"), py::arg("compressed"), py::arg("count"),
+               py::arg("classes"), py::arg("original_scores"), py::arg("compressed_scores"), py::arg("labels"),
+               py::arg("confidences"), py::arg("non_finite"), py::arg("stream"));
+    module.def("cuda_descend", &descend, py::kw_only(), py::arg("shape"), py::arg("step"), py::arg("project"),
+               py::arg("lattice"), py::arg("table"), py::arg("scale"), py::arg("bound"), py::arg("total"),
+               py::arg("count"), py::arg("active"), py::arg("state"), py::arg("gradient"), py::arg("origin"),
+               py::arg("picture"), py::arg("l2_squared"), py::arg("linf"), py::arg("stream"));
+    module.def("cuda_select_neurons", &select_neurons, py::arg("layers"), py::kw_only(), py::arg("seed"),
+               py::arg("trials"), py::arg("identities"), py::arg("steps"), py::arg("active"), py::arg("layer"),
+               py::arg("position"), py::arg("stream"));
+    module.def("cuda_cover", &cover, py::arg("layers"), py::kw_only(), py::arg("active"), py::arg("stream"));
 }
 
 }  // namespace compdx::bind

@@ -36,6 +36,7 @@ PYBIND11_MODULE(_core, module) {
                "Version, compiler, flags, CUDA architectures (empty: built without CUDA), best instruction set here.");
     module.def("available_isas", &available_isas, "Instruction sets usable on this machine, best first.");
     compdx::bind::register_settings(module);
+    compdx::bind::register_gradient(module);
     compdx::bind::register_cpu(module);
     compdx::bind::register_cuda(module);
 }

@@ -182,6 +182,21 @@ ApplyTask make_apply_task(const std::string& op, int32_t size, uint64_t seed, co
     return task;
 }
 
+VerdictTask make_verdict_task(const View& original, const View& compressed, int64_t count, int32_t classes,
+                              const std::string& original_scores, const std::string& compressed_scores,
+                              const View& labels, const View& confidences, const View& non_finite) {
+    if (classes < 2) throw std::invalid_argument("scores: expected at least 2 classes, got " + std::to_string(classes));
+    return {original.as<float>(count * classes, "original"),
+            compressed.as<float>(count * classes, "compressed"),
+            count,
+            classes,
+            parse_scores("original_scores", original_scores),
+            parse_scores("compressed_scores", compressed_scores),
+            labels.as<int32_t>(2 * count, "labels"),
+            confidences.as<uint32_t>(2 * count, "confidences"),
+            non_finite.as<uint8_t>(count, "non_finite")};
+}
+
 void register_settings(py::module_& module) {
     py::class_<Rules>(module, "Rules", "Settings of a search in native form.")
         .def(py::init(&make_rules), py::kw_only(), py::arg("seed"), py::arg("shape"), py::arg("budget"),

@@ -9,13 +9,13 @@ struct Words {
     uint32_t w[4];
 };
 
-enum class Purpose : uint32_t { choose = 0, parameters = 1, pixels = 2, positions = 3 };
+enum class Purpose : uint32_t { choose = 0, parameters = 1, pixels = 2, positions = 3, neurons = 4 };
 
-// The random numbers of one mutant are addressed by what it is, never by where or when it is computed.
+// The random numbers of one mutant, or of one step of a gradient search, are addressed by what it is, never by where or when it is computed.
 struct Stream {
     uint64_t seed;   // run seed
     uint64_t index;  // identity of the seed image, < 2^56
-    uint32_t step;   // number of the mutant, from 1
+    uint32_t step;   // number of the mutant or of the step
 };
 
 inline namespace COMPDX_ISA_NAMESPACE {
@@ -30,6 +30,19 @@ COMPDX_HD uint32_t hi32(uint32_t a, uint32_t b) { return static_cast<uint32_t>((
 
 // A word as a number in 0..n-1. The bias is at most n / 2^32.
 COMPDX_HD uint32_t below(uint32_t word, uint32_t n) { return hi32(word, n); }
+
+// Upper half of the product of two 64-bit words.
+COMPDX_HD uint64_t hi64(uint64_t a, uint64_t b) {
+    const uint64_t low = 0xffffffffu;
+    const uint64_t first = (a >> 32) * (b & low) + ((a & low) * (b & low) >> 32);
+    const uint64_t second = (a & low) * (b >> 32) + (first & low);
+    return (a >> 32) * (b >> 32) + (first >> 32) + (second >> 32);
+}
+
+// Two words as a number in 0..n-1. The bias is at most n / 2^64.
+COMPDX_HD uint64_t below64(uint32_t high, uint32_t low, uint64_t n) {
+    return hi64(static_cast<uint64_t>(high) << 32 | low, n);
+}
 
 COMPDX_HD Words philox(uint32_t k0, uint32_t k1, Words c) {
     for (int round = 0; round < kPhiloxRounds; ++round) {

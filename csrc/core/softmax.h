@@ -2,25 +2,12 @@
 // lanes and devices gives the same bytes. docs/arithmetic.md section 4.
 #pragma once
 
-#include <cstring>
-
+#include "core/floats.h"
 #include "core/philox.h"
 #include "core/tables.h"
 
 namespace compdx {
 inline namespace COMPDX_ISA_NAMESPACE {
-
-COMPDX_HD uint32_t float_bits(float value) {
-#if defined(__CUDA_ARCH__)
-    return __float_as_uint(value);
-#else
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return bits;
-#endif
-}
-
-COMPDX_HD bool is_finite(float value) { return (float_bits(value) & 0x7f800000u) != 0x7f800000u; }
 
 // exp(score - largest) in Q24; relative error 6e-8, absolute 2^-25.
 COMPDX_HD uint32_t exp_q24(float largest, float score) {

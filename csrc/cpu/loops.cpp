@@ -14,6 +14,7 @@
 
 #include "core/coverage.h"
 #include "core/median.h"
+#include "core/neurons.h"
 #include "core/noise.h"
 #include "core/softmax.h"
 #include "core/stencil.h"
@@ -399,15 +400,13 @@ void mutate(const MutateTask& task) {
 
 // ---- model input ------------------------------------------------------------------------------------------------------------------
 
-template <class Element>
-void look_up(const uint8_t* __restrict in, Element* __restrict out, const Element* __restrict table, int32_t count) {
-    for (int32_t i = 0; i < count; ++i) out[i] = table[in[i]];
-}
-
 #if defined(__AVX512BW__)
-// The 256 floats fill half of the register file; permutes among them beat gathers from memory by a factor of two.
-template <>
-void look_up(const uint8_t* __restrict in, uint32_t* __restrict out, const uint32_t* __restrict table, int32_t count) {
+// The 256 entries of four bytes fill half of the register file; permutes among them beat gathers from memory by a factor of two. Returns
+// how many values it has looked up.
+template <class Element>
+int32_t look_up_by_permutes(const uint8_t* __restrict in, Element* __restrict out, const Element* __restrict table,
+                            int32_t count) {
+    static_assert(sizeof(Element) == 4, "sixteen entries a register");
     __m512i entries[16];
     for (int i = 0; i < 16; ++i) entries[i] = _mm512_loadu_si512(table + 16 * i);
     const int32_t whole = count / 16 * 16;
@@ -422,9 +421,18 @@ void look_up(const uint8_t* __restrict in, uint32_t* __restrict out, const uint3
         for (int j = 0; j < 2; ++j) found[j] = _mm512_mask_blend_epi32(bit6, found[2 * j], found[2 * j + 1]);
         _mm512_storeu_si512(out + i, _mm512_mask_blend_epi32(bit7, found[0], found[1]));
     }
-    for (int32_t i = whole; i < count; ++i) out[i] = table[in[i]];
+    return whole;
 }
 #endif
+
+template <class Element>
+void look_up(const uint8_t* __restrict in, Element* __restrict out, const Element* __restrict table, int32_t count) {
+    int32_t done = 0;
+#if defined(__AVX512BW__)
+    if constexpr (sizeof(Element) == 4) done = look_up_by_permutes(in, out, table, count);
+#endif
+    for (int32_t i = done; i < count; ++i) out[i] = table[in[i]];
+}
 
 template <class Element>
 void write_table(const uint8_t* image, const Shape& shape, const Input& input, int64_t slot) {
@@ -517,10 +525,83 @@ uint64_t squared_distance(const uint16_t* a, const uint16_t* b, int64_t count) {
     return sum;
 }
 
+// ---- gradients ----------------------------------------------------------------------------------------------------------------------
+
+constexpr int32_t kChunkValues = 1024;  // stay in the first cache, and their squared distances within 32 bits
+
+template <bool has_total>
+Change descend_values(const Channel& channel, const float* __restrict gradient, const uint8_t* __restrict origin,
+                      const float* __restrict centres, float* __restrict state, uint8_t* __restrict picture,
+                      int32_t count) {
+    uint32_t squares = 0;
+    int32_t largest = 0;
+    for (int32_t i = 0; i < count; ++i) {
+        state[i] = descended(channel, state[i], gradient[i], has_total ? centres[i] : 0.0f);
+        picture[i] = picture_of(channel, state[i]);
+        const int32_t d = static_cast<int32_t>(picture[i]) - origin[i];
+        const int32_t magnitude = d < 0 ? -d : d;
+        squares += static_cast<uint32_t>(d * d);
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    return {squares, largest};
+}
+
+Change descend(const DescendTask& task, int64_t image) {
+    alignas(64) float centres[kChunkValues];
+    const auto descend_some = task.total != nullptr ? descend_values<true> : descend_values<false>;
+    const int32_t plane = task.shape.plane();
+    Change change = {0, 0};
+    for (int32_t c = 0; c < task.shape.channels; ++c) {
+        const Channel channel = channel_of(task, c);
+        const float* table = task.table + c * 256;
+        for (int32_t first = 0; first < plane; first += kChunkValues) {
+            const int32_t count = plane - first < kChunkValues ? plane - first : kChunkValues;
+            const int64_t at = image * task.shape.size() + static_cast<int64_t>(c) * plane + first;
+            float* state = task.state + at;
+            uint8_t* picture = task.picture + at;
+            if (task.total != nullptr) look_up(task.origin + at, centres, table, count);
+            const Change here =
+                descend_some(channel, task.gradient + at, task.origin + at, centres, state, picture, count);
+            if (task.lattice) look_up(picture, state, table, count);
+            change.squares += here.squares;
+            change.largest = here.largest > change.largest ? here.largest : change.largest;
+        }
+    }
+    return change;
+}
+
+// ---- neurons ------------------------------------------------------------------------------------------------------------------------
+
+int64_t count_lost(const Run& original, const Run& compressed, int64_t count) {
+    const float* __restrict a = original.data;
+    const float* __restrict b = compressed.data;
+    int64_t lost = 0;
+    if (original.stride == 1 && compressed.stride == 1) {
+        for (int64_t first = 0; first < count; first += kChunkValues) {
+            const int64_t end = count - first < kChunkValues ? count : first + kChunkValues;
+            int32_t here = 0;
+            for (int64_t i = first; i < end; ++i) here += is_lost(a[i], b[i]);
+            lost += here;
+        }
+        return lost;
+    }
+    for (int64_t i = 0; i < count; ++i) lost += is_lost(a[i * original.stride], b[i * compressed.stride]);
+    return lost;
+}
+
+void cover(const Run& values, uint8_t* __restrict covered, int64_t count) {
+    const float* __restrict data = values.data;
+    if (values.stride == 1) {
+        for (int64_t i = 0; i < count; ++i) covered[i] = data[i] > 0.0f ? 1 : covered[i];
+        return;
+    }
+    for (int64_t i = 0; i < count; ++i) covered[i] = data[i * values.stride] > 0.0f ? 1 : covered[i];
+}
+
 }  // namespace
 
 const Loops& loops() {
-    static const Loops table = {mutate, write_input, score, state_hash, squared_distance};
+    static const Loops table = {mutate, write_input, score, state_hash, squared_distance, descend, count_lost, cover};
     return table;
 }
 

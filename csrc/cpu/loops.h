@@ -1,6 +1,7 @@
 // The loops over pixels and classes. loops.cpp is compiled once for each instruction set; callers get a table of functions.
 #pragma once
 
+#include "core/descent.h"
 #include "core/operators.h"
 #include "core/slots.h"
 #include "cpu/isa.h"
@@ -33,12 +34,27 @@ struct Scored {
     uint32_t margin;      // Q30
 };
 
+// How far a picture is from its seed, in grey levels.
+struct Change {
+    int64_t squares;
+    int32_t largest;
+};
+
+// Neighbouring activations, `stride` elements apart.
+struct Run {
+    const float* data;
+    int64_t stride;
+};
+
 struct Loops {
     void (*mutate)(const MutateTask&);
     void (*write_input)(const uint8_t* image, const Shape&, const Input&, int64_t slot);
     Scored (*score)(const ScoreTask&);
     uint64_t (*state_hash)(const uint16_t* state, int32_t classes, int model, uint32_t grid);
     uint64_t (*squared_distance)(const uint16_t* a, const uint16_t* b, int64_t count);
+    Change (*descend)(const DescendTask&, int64_t image);
+    int64_t (*count_lost)(const Run& original, const Run& compressed, int64_t count);
+    void (*cover)(const Run& values, uint8_t* covered, int64_t count);
 };
 
 // A plane with the widest border around it and room for whole vectors beyond its end, rounded up to whole cache lines.

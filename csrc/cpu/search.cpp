@@ -194,4 +194,19 @@ void normalize(const uint8_t* images, int64_t count, const Shape& shape, const I
     });
 }
 
+void verdicts(const VerdictTask& task, const Execution& execution) {
+    const Loops& loop = loops(execution.isa);
+    const int32_t classes = task.classes;
+    constexpr int64_t grain = 64;
+    Scratch scratch(task.count, grain, execution.threads, static_cast<int64_t>(classes) * sizeof(uint16_t));
+    parallel_for(task.count, grain, execution.threads, [&](int64_t begin, int64_t end, int worker) {
+        uint16_t* state = reinterpret_cast<uint16_t*>(scratch.of(worker));
+        for (int64_t i = begin; i < end; ++i) {
+            const Scored a = loop.score({task.original + i * classes, classes, task.original_scores, state});
+            const Scored b = loop.score({task.compressed + i * classes, classes, task.compressed_scores, state});
+            store_verdict(task, i, make_verdict(a, b));
+        }
+    });
+}
+
 }  // namespace compdx::cpu

@@ -1,8 +1,9 @@
-// The four operators of a search, and the stateless ones, on host memory.
+// The four operators of a Markov chain search, and the stateless ones, on host memory.
 #pragma once
 
 #include "core/apply.h"
 #include "core/slots.h"
+#include "core/verdicts.h"
 #include "cpu/isa.h"
 
 namespace compdx::cpu {
@@ -33,5 +34,8 @@ void apply(const ApplyTask& task, const Execution& execution);
 // Images [count] to model inputs.
 void normalize(const uint8_t* images, int64_t count, const Shape& shape, const Input& input,
                const Execution& execution);
+
+// What both models say of each image, without chains.
+void verdicts(const VerdictTask& task, const Execution& execution);
 
 }  // namespace compdx::cpu

@@ -20,5 +20,9 @@ void harvest(const Rules&, const Slots&, int64_t, void*) { absent(); }
 void refill(const Rules&, const Slots&, void*) { absent(); }
 void apply(const ApplyTask&, void*) { absent(); }
 void normalize(const uint8_t*, int64_t, const Shape&, const Input&, void*) { absent(); }
+void verdicts(const VerdictTask&, void*) { absent(); }
+void descend(const DescendTask&, void*) { absent(); }
+void select_neurons(const SelectTask&, void*) { absent(); }
+void cover(const CoverTask&, void*) { absent(); }
 
 }  // namespace compdx::cuda

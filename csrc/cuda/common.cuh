@@ -124,6 +124,38 @@ __device__ __forceinline__ T warp_max(T value) {
     return value;
 }
 
+// How far a picture is from its seed, in grey levels.
+struct Change {
+    int64_t squares;
+    int32_t largest;
+};
+
+__device__ __forceinline__ void add_pixel(Change& change, uint8_t pixel, uint8_t origin) {
+    const int32_t d = static_cast<int32_t>(pixel) - origin;
+    change.squares += d * d;
+    change.largest = max(change.largest, abs(d));
+}
+
+// Over a CTA of at most so many warps; thread 0 gets the answer.
+template <int most_warps>
+__device__ __forceinline__ Change block_change(Change change) {
+    __shared__ int64_t squares[most_warps];
+    __shared__ int32_t largest[most_warps];
+    change = {warp_sum(change.squares), warp_max(change.largest)};
+    if (lane_index() == 0) {
+        squares[warp_index()] = change.squares;
+        largest[warp_index()] = change.largest;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (int w = 1; w < static_cast<int>(blockDim.x) / kWarp; ++w) {
+            change.squares += squares[w];
+            change.largest = max(change.largest, largest[w]);
+        }
+    }
+    return change;
+}
+
 struct Ordered {
     int32_t before;  // sum over the threads before this one
     int32_t total;   // sum over the CTA

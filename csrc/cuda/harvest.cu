@@ -39,41 +39,18 @@ __global__ void __launch_bounds__(kNumberThreads) number_kernel(const __grid_con
     if (threadIdx.x == 0) slots.counters->ended = ended + (taken < room ? taken : (room > 0 ? room : 0));
 }
 
-struct Change {
-    int64_t squares;
-    int32_t largest;
-};
-
 // Copies the image and measures how far it is from its seed; thread 0 gets the answer.
 __device__ __forceinline__ Change move_image(const uint8_t* image, const uint8_t* seed, int32_t pixels, uint8_t* to) {
-    __shared__ int64_t squares[kMoveThreads / kWarp];
-    __shared__ int32_t largest[kMoveThreads / kWarp];
     constexpr int each = 8;
     Change change = {0, 0};
     for (int32_t i = each * threadIdx.x; i < pixels; i += each * blockDim.x) {
         const Pack<uint8_t, each> values = load_pack<each>(image + i, pixels - i);
         const Pack<uint8_t, each> origin = load_pack<each>(seed + i, pixels - i);
 #pragma unroll
-        for (int j = 0; j < each; ++j) {
-            const int32_t d = static_cast<int32_t>(values.v[j]) - origin.v[j];
-            change.squares += d * d;
-            change.largest = max(change.largest, abs(d));
-        }
+        for (int j = 0; j < each; ++j) add_pixel(change, values.v[j], origin.v[j]);
         store_pack(to + i, pixels - i, values);
     }
-    change = {warp_sum(change.squares), warp_max(change.largest)};
-    if (lane_index() == 0) {
-        squares[warp_index()] = change.squares;
-        largest[warp_index()] = change.largest;
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        for (int w = 1; w < kMoveThreads / kWarp; ++w) {
-            change.squares += squares[w];
-            change.largest = max(change.largest, largest[w]);
-        }
-    }
-    return change;
+    return block_change<kMoveThreads / kWarp>(change);
 }
 
 __device__ __forceinline__ void move_chain(const Rules& rules, const Slots& slots, int64_t slot) {

@@ -55,7 +55,8 @@ __device__ __forceinline__ uint64_t take_state(int32_t classes, int model, uint3
     return warp_sum(hash);
 }
 
-// One row of scores by one warp; all lanes know the result. `state`: [classes] or null.
+// One row of scores by one warp; all lanes know the result. `state`: [classes] or null, of no use without a state.
+template <bool with_state>
 __device__ __forceinline__ Scored score_row(const float* scores, int32_t classes, Scores kind, int model, uint32_t grid,
                                             uint16_t* state) {
     bool finite = true;
@@ -74,8 +75,11 @@ __device__ __forceinline__ Scored score_row(const float* scores, int32_t classes
     }
     second = warp_best(second);
     if (kind == Scores::probabilities) {
-        const uint64_t hash = take_state(classes, model, grid, state,
-                                         [=](int32_t k) { return probability_q15(probability_q30(scores[k])); });
+        uint64_t hash = 0;
+        if (with_state) {
+            hash = take_state(classes, model, grid, state,
+                              [=](int32_t k) { return probability_q15(probability_q30(scores[k])); });
+        }
         const uint32_t confidence = probability_q30(best.score);
         return {true, best.index, confidence, confidence - probability_q30(second.score), hash};
     }
@@ -83,10 +87,12 @@ __device__ __forceinline__ Scored score_row(const float* scores, int32_t classes
     uint64_t sum = 0;
     for (int32_t k = lane_index(); k < classes; k += kWarp) sum += exp_q24(best.score, scores[k]);
     sum = warp_sum(sum);
-    const uint64_t reciprocal = softmax_reciprocal(sum);
-    const uint64_t hash = take_state(classes, model, grid, state, [=](int32_t k) {
-        return softmax_q15(exp_q24(best.score, scores[k]), reciprocal);
-    });
+    uint64_t hash = 0;
+    if (with_state) {
+        const uint64_t reciprocal = softmax_reciprocal(sum);
+        hash = take_state(classes, model, grid, state,
+                          [=](int32_t k) { return softmax_q15(exp_q24(best.score, scores[k]), reciprocal); });
+    }
     const uint32_t margin = softmax_margin_q30(exp_q24(best.score, second.score), sum);
     return {true, best.index, softmax_top_q30(sum), margin, hash};
 }
@@ -132,9 +138,9 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
         state = reinterpret_cast<uint16_t*>(dynamic_shared()) + warp_index() * 2 * classes;
     }
     uint16_t* state_of_compressed = state == nullptr ? nullptr : state + classes;
-    const Scored a = score_row(original + slot * classes, classes, rules.original_scores, 0, rules.grid, state);
-    const Scored b =
-        score_row(compressed + slot * classes, classes, rules.compressed_scores, 1, rules.grid, state_of_compressed);
+    const Scored a = score_row<true>(original + slot * classes, classes, rules.original_scores, 0, rules.grid, state);
+    const Scored b = score_row<true>(compressed + slot * classes, classes, rules.compressed_scores, 1, rules.grid,
+                                     state_of_compressed);
     const uint32_t states = chain.states;
     uint8_t trace = chain.pending;
     __syncwarp();  // from here on lane 0 changes the record, and all read the state
@@ -148,6 +154,15 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
         if (lane_index() == 0) trace = settle(rules, chain, verdict, novel);
     }
     if (lane_index() == 0 && status == Status::active) slots.traces[slot * rules.budget + chain.step - 1] = trace;
+}
+
+__global__ void __launch_bounds__(kWarp* kWarpsPerBlock) verdicts_kernel(const __grid_constant__ VerdictTask task) {
+    const int64_t i = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + warp_index();
+    if (i >= task.count) return;
+    const int64_t at = i * task.classes;
+    const Scored a = score_row<false>(task.original + at, task.classes, task.original_scores, 0, 0, nullptr);
+    const Scored b = score_row<false>(task.compressed + at, task.classes, task.compressed_scores, 1, 0, nullptr);
+    if (lane_index() == 0) store_verdict(task, i, make_verdict(a, b));
 }
 
 size_t bytes_of_states(int32_t classes, int warps) {
@@ -185,6 +200,12 @@ void judge(const Rules& rules, const Slots& slots, const float* original, const 
                               ? extent_for_states(classes, slots.count)
                               : Extent{blocks_for(slots.count, kWarpsPerBlock, "judge"), kWarp * kWarpsPerBlock};
     launch("judge", judge_kernel, extent, stream, rules, slots, original, compressed, classes);
+}
+
+void verdicts(const VerdictTask& task, void* stream) {
+    if (task.count == 0) return;
+    launch("verdicts", verdicts_kernel, {blocks_for(task.count, kWarpsPerBlock, "verdicts"), kWarp * kWarpsPerBlock},
+           stream, task);
 }
 
 }  // namespace compdx::cuda

@@ -3,7 +3,10 @@
 #pragma once
 
 #include "core/apply.h"
+#include "core/descent.h"
+#include "core/neurons.h"
 #include "core/slots.h"
+#include "core/verdicts.h"
 
 namespace compdx::cuda {
 
@@ -17,5 +20,10 @@ void refill(const Rules& rules, const Slots& slots, void* stream);
 
 void apply(const ApplyTask& task, void* stream);
 void normalize(const uint8_t* images, int64_t count, const Shape& shape, const Input& input, void* stream);
+void verdicts(const VerdictTask& task, void* stream);
+
+void descend(const DescendTask& task, void* stream);
+void select_neurons(const SelectTask& task, void* stream);  // the layers' records are on the device too
+void cover(const CoverTask& task, void* stream);
 
 }  // namespace compdx::cuda

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 _View = tuple[int, int]  # address, bytes
 
+_Rows = tuple[_View, int, list[int]]  # of one model: memory, from one row to the next, strides of a row, in elements
+_Layer = tuple[list[int], list[_Rows], _View]  # extents of a row, one model or two, marks
+
 CHAIN_BYTES: int
 COUNTER_BYTES: int
+MAX_AXES: int
+MAX_LAYERS: int
 
 class Rules:
     def __init__(
@@ -50,6 +55,11 @@ class Slots:
         ring_traces: _View,
     ) -> None: ...
 
+class Layers:
+    def __init__(self, *, rows: int, layers: list[_Layer]) -> None: ...
+    def to_bytes(self) -> bytes: ...
+    def place(self, memory: _View) -> None: ...
+
 def build_info() -> dict[str, str]: ...
 def available_isas() -> list[str]: ...
 def philox(*, keys: _View, counters: _View, out: _View, count: int) -> None: ...
@@ -88,6 +98,55 @@ def cpu_normalize(
     threads: int,
     isa: str,
 ) -> None: ...
+def cpu_verdicts(
+    *,
+    original: _View,
+    compressed: _View,
+    count: int,
+    classes: int,
+    original_scores: str,
+    compressed_scores: str,
+    labels: _View,
+    confidences: _View,
+    non_finite: _View,
+    threads: int,
+    isa: str,
+) -> None: ...
+def cpu_descend(
+    *,
+    shape: tuple[int, int, int],
+    step: float,
+    project: bool,
+    lattice: bool,
+    table: _View,
+    scale: _View,
+    bound: _View,
+    total: _View,
+    count: int,
+    active: _View,
+    state: _View,
+    gradient: _View,
+    origin: _View,
+    picture: _View,
+    l2_squared: _View,
+    linf: _View,
+    threads: int,
+    isa: str,
+) -> None: ...
+def cpu_select_neurons(
+    layers: Layers,
+    *,
+    seed: int,
+    trials: int,
+    identities: _View,
+    steps: _View,
+    active: _View,
+    layer: _View,
+    position: _View,
+    threads: int,
+    isa: str,
+) -> None: ...
+def cpu_cover(layers: Layers, *, active: _View, threads: int, isa: str) -> None: ...
 def cuda_device_count() -> int: ...
 def cuda_mutate(slots: Slots, *, data: _View, table: _View, type: str, layout: str, stream: int) -> None: ...
 def cuda_judge(slots: Slots, *, original: _View, compressed: _View, classes: int, stream: int) -> None: ...
@@ -122,3 +181,49 @@ def cuda_normalize(
     layout: str,
     stream: int,
 ) -> None: ...
+def cuda_verdicts(
+    *,
+    original: _View,
+    compressed: _View,
+    count: int,
+    classes: int,
+    original_scores: str,
+    compressed_scores: str,
+    labels: _View,
+    confidences: _View,
+    non_finite: _View,
+    stream: int,
+) -> None: ...
+def cuda_descend(
+    *,
+    shape: tuple[int, int, int],
+    step: float,
+    project: bool,
+    lattice: bool,
+    table: _View,
+    scale: _View,
+    bound: _View,
+    total: _View,
+    count: int,
+    active: _View,
+    state: _View,
+    gradient: _View,
+    origin: _View,
+    picture: _View,
+    l2_squared: _View,
+    linf: _View,
+    stream: int,
+) -> None: ...
+def cuda_select_neurons(
+    layers: Layers,
+    *,
+    seed: int,
+    trials: int,
+    identities: _View,
+    steps: _View,
+    active: _View,
+    layer: _View,
+    position: _View,
+    stream: int,
+) -> None: ...
+def cuda_cover(layers: Layers, *, active: _View, stream: int) -> None: ...

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/gradient.h"
 #include "cpu/loops.h"
 #include "cpu/search.h"
 #include "cuda/launch.h"
@@ -310,6 +311,211 @@ void operators(const Shape& shape, int64_t count) {
     }
 }
 
+// Any float, many of them not finite or at the ends of what there is.
+void fill_with_floats(Array<float>& array, float size) {
+    const float odd[] = {NAN, INFINITY, -INFINITY, 3e38f, -3e38f, 0.0f, -0.0f, 1e-45f};
+    for (size_t i = 0; i < array.count; ++i) {
+        const double u = static_cast<double>(random_below(1 << 24)) / (1 << 23) - 1;
+        array.data()[i] = random_below(10) != 0 ? static_cast<float>(size * u) : odd[random_below(std::size(odd))];
+    }
+}
+
+void fill_with_flags(Array<uint8_t>& array) {
+    for (size_t i = 0; i < array.count; ++i) array.data()[i] = static_cast<uint8_t>(random_below(3));
+}
+
+void steps(const Shape& shape, int64_t count) {
+    const size_t values = count * shape.size();
+    Array<float> table(shape.channels * 256), scale(shape.channels), bound(shape.channels), total(shape.channels);
+    for (int32_t c = 0; c < shape.channels; ++c) {
+        for (int32_t v = 0; v < 256; ++v) table.data()[c * 256 + v] = (v / 255.0f - 0.4f) / (0.2f + 0.01f * c);
+        scale.data()[c] = 255 / (table.data()[c * 256 + 255] - table.data()[c * 256]);
+        bound.data()[c] = 0.06f + 0.01f * c;
+        total.data()[c] = 0.2f;
+    }
+    Array<float> gradient(values);
+    Array<uint8_t> origin(values), active(count);
+    origin.fill_randomly();
+    for (int variant = 0; variant < 32; ++variant) {
+        fill_with_floats(gradient, 2.0f);
+        fill_with_flags(active);
+        Array<float> cpu_state(values);
+        fill_with_floats(cpu_state, 2.5f);
+        Array<float> cuda_state = cpu_state;
+        Array<uint8_t> cpu_picture(values), cpu_linf(count);
+        cpu_picture.fill_randomly();
+        Array<uint8_t> cuda_picture = cpu_picture, cuda_linf(count);
+        Array<int64_t> cpu_squares(count), cuda_squares(count);
+        emulator::set_order(static_cast<emulator::Order>(variant % 3));
+        DescendTask task = {shape,
+                            0.9f,
+                            (variant & 1) != 0,
+                            (variant & 2) != 0,
+                            table.data(),
+                            scale.data(),
+                            (variant & 4) != 0 ? bound.data() : nullptr,
+                            (variant & 8) != 0 ? total.data() : nullptr,
+                            count,
+                            (variant & 16) != 0 ? active.data() : nullptr,
+                            cpu_state.data(),
+                            gradient.data(),
+                            origin.data(),
+                            cpu_picture.data(),
+                            cpu_squares.data(),
+                            cpu_linf.data()};
+        cpu::descend(task, kOneThread);
+        task.state = cuda_state.data();
+        task.picture = cuda_picture.data();
+        task.l2_squared = cuda_squares.data();
+        task.linf = cuda_linf.data();
+        cuda::descend(task, nullptr);
+        compare("descend", "states", cpu_state, cuda_state);
+        compare("descend", "pictures", cpu_picture, cuda_picture);
+        compare("descend", "squared distances", cpu_squares, cuda_squares);
+        compare("descend", "largest distances", cpu_linf, cuda_linf);
+    }
+}
+
+// Activations of both models with their layers, in any order of the axes in memory. `lost` of 1000 neurons are alive in the original
+// and dead in the compressed model.
+struct Activations {
+    std::vector<Array<float>> memory;
+    std::vector<Array<uint8_t>> marks;
+    std::vector<Layer> layers;
+    int64_t neurons = 0;
+
+    Activations(int layer_count, int64_t rows, uint64_t lost) {
+        for (int l = 0; l < layer_count; ++l) {
+            Layer layer = {};
+            layer.first = neurons;
+            layer.count = 1;
+            layer.axes = 1 + random_below(kMaxAxes);
+            for (int64_t axis = 0; axis < layer.axes; ++axis) {
+                layer.extents[axis] = static_cast<int32_t>(1 + random_below(l == 0 ? 12 : 6));
+                layer.count *= layer.extents[axis];
+            }
+            neurons += layer.count;
+            for (int model = 0; model < 2; ++model) {
+                Rows& place = layer.values[model];
+                int64_t order[kMaxAxes] = {0, 1, 2, 3};
+                std::shuffle(order, order + layer.axes, generator);
+                int64_t step = 1;
+                for (int64_t i = 0; i < layer.axes; ++i) {
+                    place.strides[order[i]] = step;
+                    step *= layer.extents[order[i]];
+                }
+                place.row = step + random_below(3);
+                memory.emplace_back(rows * place.row);
+                place.data = memory.back().data();
+            }
+            fill(layer, rows, lost);
+            marks.emplace_back(layer.count);
+            for (int64_t i = 0; i < layer.count; ++i) marks.back().data()[i] = static_cast<uint8_t>(random_below(3));
+            layers.push_back(layer);
+        }
+        for (int l = 0; l < layer_count; ++l) layers[l].covered = marks[l].data();
+    }
+
+    void fill(const Layer& layer, int64_t rows, uint64_t lost) {
+        for (int64_t row = 0; row < rows; ++row) {
+            for (int64_t position = 0; position < layer.count; ++position) {
+                const bool goes = random_below(1000) < lost;
+                const float value = random_below(20) == 0 ? NAN : static_cast<float>(1 + random_below(9)) / 4;
+                const float sign = random_below(2) != 0 ? 1.0f : -1.0f;
+                const float values[2] = {goes ? value : sign * value,
+                                         goes ? (value > 1 ? 0.0f : -value) : sign * value};
+                for (int model = 0; model < 2; ++model) {
+                    const Rows& place = layer.values[model];
+                    const_cast<float*>(place.data)[offset_of(layer, place, row, position)] = values[model];
+                }
+            }
+        }
+    }
+};
+
+void neurons() {
+    int64_t by_draws = 0, by_scan = 0, none = 0;
+    for (int variant = 0; variant < 40; ++variant) {
+        const int64_t rows = 1 + random_below(7);
+        const uint64_t lost[] = {300, 30, 2, 0};
+        Activations activations(1 + static_cast<int>(random_below(9)), rows, lost[variant % 4]);
+        Array<uint64_t> identities(rows);
+        Array<uint32_t> steps(rows);
+        for (int64_t i = 0; i < rows; ++i) identities.data()[i] = random_below(1ull << 56);
+        for (int64_t i = 0; i < rows; ++i) steps.data()[i] = static_cast<uint32_t>(generator());
+        Array<uint8_t> active(rows);
+        fill_with_flags(active);
+        Array<int32_t> cpu_layer(rows), cuda_layer(rows);
+        Array<int64_t> cpu_position(rows), cuda_position(rows);
+        const int32_t trials[] = {0, 1, 40, 1500};
+        SelectTask task = {generator(),
+                           trials[variant / 4 % 4],
+                           activations.layers.data(),
+                           static_cast<int32_t>(activations.layers.size()),
+                           rows,
+                           identities.data(),
+                           steps.data(),
+                           variant % 3 == 0 ? active.data() : nullptr,
+                           cpu_layer.data(),
+                           cpu_position.data()};
+        emulator::set_order(static_cast<emulator::Order>(variant % 3));
+        cpu::select_neurons(task, kOneThread);
+        for (int64_t i = 0; i < rows; ++i) {
+            bool drawn = false;
+            for (int32_t t = 0; t < task.trials; ++t) {
+                const Stream stream = {task.seed, task.identities[i], task.steps[i]};
+                const Neuron neuron = drawn_neuron(task, stream, static_cast<uint32_t>(t));
+                drawn = drawn || is_lost(task.layers[neuron.layer], i, neuron.position);
+            }
+            (cpu_layer.data()[i] < 0 ? none : drawn ? by_draws : by_scan) += 1;
+        }
+        task.layer = cuda_layer.data();
+        task.position = cuda_position.data();
+        cuda::select_neurons(task, nullptr);
+        compare("select_neurons", "layers", cpu_layer, cuda_layer);
+        compare("select_neurons", "positions", cpu_position, cuda_position);
+
+        CoverTask cover = {task.layers, task.layer_count, activations.neurons, rows, task.active};
+        std::vector<Array<uint8_t>> marks = activations.marks;
+        cpu::cover(cover, kOneThread);
+        std::swap(marks, activations.marks);
+        for (size_t l = 0; l < marks.size(); ++l) activations.layers[l].covered = activations.marks[l].data();
+        cuda::cover(cover, nullptr);
+        for (size_t l = 0; l < marks.size(); ++l) compare("cover", "marks", marks[l], activations.marks[l]);
+    }
+    std::printf("neurons: by draws %ld, by scan %ld, none %ld\n", static_cast<long>(by_draws),
+                static_cast<long>(by_scan), static_cast<long>(none));
+}
+
+void verdicts() {
+    for (int variant = 0; variant < 24; ++variant) {
+        const int32_t classes[] = {2, 10, 33, 1000};
+        Settings s = {};
+        s.chains = 37;
+        s.classes = classes[variant % 4];
+        s.rules.original_scores = static_cast<Scores>(variant / 4 % 2);
+        s.rules.compressed_scores = static_cast<Scores>(variant / 8 % 2);
+        std::vector<float> original, compressed;
+        draw_scores(s, s.rules.original_scores, original, nullptr);
+        draw_scores(s, s.rules.compressed_scores, compressed,
+                    s.rules.original_scores == s.rules.compressed_scores ? &original : nullptr);
+        Array<int32_t> cpu_labels(2 * s.chains), cuda_labels(2 * s.chains);
+        Array<uint32_t> cpu_confidences(2 * s.chains), cuda_confidences(2 * s.chains);
+        Array<uint8_t> cpu_non_finite(s.chains), cuda_non_finite(s.chains);
+        VerdictTask task = {original.data(),   compressed.data(),       s.chains,
+                            s.classes,         s.rules.original_scores, s.rules.compressed_scores,
+                            cpu_labels.data(), cpu_confidences.data(),  cpu_non_finite.data()};
+        cpu::verdicts(task, kOneThread);
+        task.labels = cuda_labels.data();
+        task.confidences = cuda_confidences.data();
+        task.non_finite = cuda_non_finite.data();
+        cuda::verdicts(task, nullptr);
+        compare("verdicts", "labels", cpu_labels, cuda_labels);
+        compare("verdicts", "confidences", cpu_confidences, cuda_confidences);
+        compare("verdicts", "non-finite", cpu_non_finite, cuda_non_finite);
+    }
+}
+
 void refuses_too_many_classes() {
     Settings s = {};
     s.rules.coverage = Coverage::nearest;
@@ -338,6 +544,11 @@ int main() {
     many_classes();
     for (const Shape& shape : {Shape{1, 28, 28}, Shape{3, 32, 32}, Shape{2, 5, 3}, Shape{1, 1, 1}}) operators(shape, 3);
     operators({1, 67, 131}, 1);
+    for (const Shape& shape : {Shape{1, 28, 28}, Shape{3, 32, 32}, Shape{3, 7, 5}, Shape{2, 17, 19}}) steps(shape, 5);
+    steps({1, 1, 1}, 40);
+    steps({2, 131, 67}, 2);  // more threads a CTA
+    neurons();
+    verdicts();
     refuses_too_many_classes();
     std::printf("%ld bytes compared, %d differences\n", static_cast<long>(bytes_compared), differences);
     return differences == 0 ? 0 : 1;

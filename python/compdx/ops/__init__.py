@@ -1,4 +1,5 @@
-"""The native operators on arrays: one mutation operator, the four steps of a search, model inputs, random numbers.
+"""The native operators on arrays: one mutation operator, the four steps of a Markov chain search, those of a gradient
+search, model inputs, verdicts, random numbers.
 
 Arrays may come from any library that speaks DLPack. On the CPU they are used in place when they are contiguous; on a
 CUDA device they are PyTorch tensors on the current stream, every call is asynchronous, and nothing waits for the device
@@ -9,7 +10,9 @@ from __future__ import annotations
 
 from compdx.ops.backend import available_isas, build_info, cuda_device_count, default_threads
 from compdx.ops.chains import ACTIVE, CHAIN, ENDED, FRESH, IDLE, Chains, Rules, harvest, judge, mutate, refill
+from compdx.ops.gradient import Descent, Verdicts, descend, verdicts
 from compdx.ops.inputs import normalize
+from compdx.ops.neurons import count_covered, cover, select_neurons
 from compdx.ops.operators import OPERATORS, apply, philox
 
 __all__ = [
@@ -20,16 +23,23 @@ __all__ = [
     "IDLE",
     "OPERATORS",
     "Chains",
+    "Descent",
     "Rules",
+    "Verdicts",
     "apply",
     "available_isas",
     "build_info",
+    "count_covered",
+    "cover",
     "cuda_device_count",
     "default_threads",
+    "descend",
     "harvest",
     "judge",
     "mutate",
     "normalize",
     "philox",
     "refill",
+    "select_neurons",
+    "verdicts",
 ]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compdx import _core
-from compdx.ops.checks import import_torch, one_of, within
+from compdx.ops.checks import as_array, device_of, import_torch, is_tensor, one_of, type_name, within
 
 # Threads start once and stay; more than any machine has cores is a mistake.
 _MAX_THREADS = 4096
@@ -64,6 +64,9 @@ class Host:
     def put(self, array: npt.NDArray[Any]) -> Any:
         return np.ascontiguousarray(array)
 
+    def send(self, array: npt.NDArray[Any]) -> Any:
+        return self.put(array)
+
     def get(self, array: Any) -> npt.NDArray[Any]:
         return np.array(array)
 
@@ -78,7 +81,7 @@ class Host:
 
 
 # Of structured and wide unsigned types only the bytes matter on a device: they get a last axis of their bytes.
-_TENSOR_TYPES = ("uint8", "uint16", "int64", "float32")
+_TENSOR_TYPES = ("uint8", "uint16", "int32", "int64", "float32")
 
 
 class Cuda:
@@ -120,6 +123,13 @@ class Cuda:
         if array.dtype.name not in _TENSOR_TYPES:
             array = array.view(np.uint8).reshape(*array.shape, array.dtype.itemsize)
         return self._torch.from_numpy(array.copy()).to(self._device)
+
+    def send(self, array: npt.NDArray[Any]) -> Any:
+        """Return the bytes of an array on the device, without waiting for it as ``put`` does."""
+        flat = self._torch.from_numpy(np.array(array, order="C").reshape(-1).view(np.uint8))
+        with self._torch.cuda.device(self._device):
+            # PyTorch gives the pinned memory to nobody else until the copy is over.
+            return flat.pin_memory().to(self._device, non_blocking=True)
 
     def get(self, array: Any) -> npt.NDArray[Any]:
         host: npt.NDArray[Any] = array.cpu().numpy()
@@ -169,3 +179,27 @@ def backend_for(device: str, threads: int | None = None, isa: str | None = None)
         return Cuda(device)
     msg = f"device: expected 'cpu' or 'cuda[:n]', got {device!r}"
     raise ValueError(msg)
+
+
+def active_rows(backend: Backend, active: Any, rows: int) -> Any:
+    """The rows that take part, uint8 ``[rows]`` where the backend reads it, or None when all do."""
+    if active is None:
+        return None
+    array = as_array("active", active)
+    if type_name(array) not in ("uint8", "bool"):
+        msg = f"active: expected uint8 or bool, got {type_name(array)}"
+        raise TypeError(msg)
+    if tuple(array.shape) != (rows,):
+        msg = f"active: expected shape ({rows},), got {tuple(array.shape)}"
+        raise ValueError(msg)
+    if device_of(array) not in ("cpu", backend.name):
+        msg = f"active: expected an array on {backend.name} or on the CPU, got {device_of(array)}"
+        raise ValueError(msg)
+    if is_tensor(array):
+        return array.contiguous().view(sys.modules["torch"].uint8)
+    return backend.send(np.ascontiguousarray(array).view(np.uint8))
+
+
+def optional_view(backend: Backend, array: Any) -> tuple[int, int]:
+    """The view of an array, or of nothing."""
+    return (0, 0) if array is None else backend.view(array)

@@ -14,16 +14,13 @@ import numpy.typing as npt
 from compdx import _core
 from compdx.ops.backend import Backend, backend_for
 from compdx.ops.checks import (
-    as_array,
     as_integers,
     as_memory,
+    as_scores,
     check_flag,
     check_seed,
     check_shape,
-    device_of,
-    is_tensor,
     one_of,
-    type_name,
     within,
 )
 from compdx.ops.inputs import Layout, check_input, input_array, input_shape, native_table, native_type, typed
@@ -467,8 +464,8 @@ def judge(chains: Chains, original: Any, compressed: Any) -> None:
     does not fit.
     """
     backend = _backend_of(chains)
-    a = _scores("original", original, chains)
-    b = _scores("compressed", compressed, chains)
+    a = as_scores("original", original, chains.device, chains.count)
+    b = as_scores("compressed", compressed, chains.device, chains.count)
     if a.shape != b.shape:
         msg = f"original, compressed: expected scores of one shape, got {tuple(a.shape)} and {tuple(b.shape)}"
         raise ValueError(msg)
@@ -479,23 +476,6 @@ def judge(chains: Chains, original: Any, compressed: Any) -> None:
     if chains._classes == 0:
         chains._set_classes(classes)
     backend.call("judge", chains._slots, original=backend.view(a), compressed=backend.view(b), classes=classes)
-
-
-def _scores(name: str, value: Any, chains: Chains) -> Any:
-    array = value.detach() if is_tensor(value) else as_array(name, value)
-    if not (array.is_floating_point() if is_tensor(array) else array.dtype.kind == "f"):
-        msg = f"{name}: expected floating scores, got {type_name(array)}"
-        raise TypeError(msg)
-    if device_of(array) != chains.device:
-        msg = f"{name}: expected scores on {chains.device}, got {device_of(array)}"
-        raise ValueError(msg)
-    if array.ndim != 2 or array.shape[0] != chains.count or array.shape[1] < 2:
-        msg = f"{name}: expected scores [{chains.count}, K] with K >= 2, got {tuple(array.shape)}"
-        raise ValueError(msg)
-    if is_tensor(array):
-        array = array.float().contiguous()  # NumPy cannot express bfloat16
-        return array if array.is_cuda else as_array(name, array)
-    return np.require(array, np.float32, ["C", "A"])
 
 
 def harvest(chains: Chains) -> None:

@@ -108,6 +108,25 @@ def as_memory(
     return array
 
 
+def as_scores(name: str, value: Any, device: str, count: int | None = None) -> Any:
+    """Return floating scores ``[count, K]`` as contiguous float32, NumPy on the CPU and PyTorch on CUDA."""
+    array = value.detach() if is_tensor(value) else as_array(name, value)
+    if not (array.is_floating_point() if is_tensor(array) else array.dtype.kind == "f"):
+        msg = f"{name}: expected floating scores, got {type_name(array)}"
+        raise TypeError(msg)
+    if device_of(array) != device:
+        msg = f"{name}: expected scores on {device}, got {device_of(array)}"
+        raise ValueError(msg)
+    if array.ndim != 2 or count not in (None, array.shape[0]) or array.shape[1] < 2:
+        rows = "B" if count is None else count
+        msg = f"{name}: expected scores [{rows}, K] with K >= 2, got {tuple(array.shape)}"
+        raise ValueError(msg)
+    if is_tensor(array):
+        array = array.float().contiguous()  # NumPy cannot express bfloat16
+        return array if array.is_cuda else as_array(name, array)
+    return np.require(array, np.float32, ["C", "A"])
+
+
 def as_integers(name: str, value: Any, limit: int) -> npt.NDArray[Any]:
     """Return integers in 0..limit-1, of any shape and integer type."""
     if isinstance(value, int):
