@@ -90,16 +90,8 @@ def some_images(count: int, shape: tuple[int, int, int], seed: int = 0) -> NDArr
 
 def collect(parts: list[Outcomes]) -> Outcomes:
     """The parts as one, sorted by seed_index."""
-    columns: dict[str, Any] = {}
-    order = np.argsort(np.concatenate([part.seed_index for part in parts]), kind="stable")
-    for column in fields(Outcomes):
-        values = [getattr(part, column.name) for part in parts]
-        if column.name == "traces":
-            traces = [trace for value in values for trace in value]
-            columns[column.name] = [traces[i] for i in order]
-        else:
-            columns[column.name] = np.concatenate(values)[order]
-    return Outcomes(**columns)
+    whole = Outcomes.concatenate(parts)
+    return whole.select(np.argsort(whole.seed_index, kind="stable"))
 
 
 def drive(loop: Any, pair: Scorer, *, iterations: int | None = None) -> list[Outcomes]:

@@ -115,6 +115,7 @@ class TestGolden:
             "accepted": 3,
             "states": 4,
             "non_finite": None,
+            "pictures": None,
         }
         assert image["path"] == "seed-000006.png"
         assert np.asarray(Image.open(io.BytesIO(image["bytes"]))).tolist() == [

@@ -26,6 +26,8 @@ from compdx.store import RunWriter, read_run, run_header
 # A part is committed when either is reached: few enough files, and little to search again after a kill.
 PART_CHAINS = 1000
 PART_SECONDS = 5.0
+# What the timeline of a run says of each moment.
+TIMELINE = ("seconds", "queries", "ended", "found", "already_deviating", "exhausted", "coverage")
 # Most of the time that may go into checkpoints: thousands of chains on large images are gigabytes.
 CHECKPOINT_SHARE = 0.05
 
@@ -103,6 +105,9 @@ def run(
     with record as writer:
         if writer is not None and writer.summary is not None:
             return read_run(writer.directory).findings()
+        extra: dict[str, Any] = {} if threads is None else {"threads": threads}
+        if getattr(method, "white_box", False):
+            extra["pair"] = pair
         loop = method.start(
             seeds,
             chains=chains,
@@ -112,7 +117,7 @@ def run(
             outputs=(pair.original.outputs, pair.compressed.outputs),
             done=None if writer is None else writer.done.tolist(),
             state=None if writer is None or writer.restored is None else writer.restored.state,
-            **({} if threads is None else {"threads": threads}),
+            **extra,
         )
         search = _Search(loop, header, writer, listen)
         search.drive(pair if pair.inputs is None else pair.forward, interval, commit_every)
@@ -229,28 +234,31 @@ class _Search:
         }
 
     def report(self, *, finished: bool = False) -> None:
-        """Tell the listener where the search stands."""
-        if self.listen is None:
+        """Tell the listener and the timeline of the run where the search stands."""
+        if self.listen is None and self.writer is None:
             return
         counters, ended = self.counters(), int(self.counts.sum())
         seconds = counters["seconds"] - self.earlier["seconds"]
         ended_now = ended - self.ended_earlier
-        self.listen(
-            Event(
-                seeds=self.seeds,
-                ended=ended,
-                found=int(self.counts[EFFECTIVE] + self.counts[INVALID]),
-                already_deviating=int(self.counts[SEED]),
-                exhausted=int(self.counts[EXHAUSTED]),
-                queries=int(counters["queries"]),
-                iterations=int(counters["iterations"]),
-                occupancy=counters["occupancy"],
-                seconds=counters["seconds"],
-                queries_per_second=(counters["queries"] - self.earlier["queries"]) / max(seconds, 1e-9),
-                seconds_left=seconds * (self.seeds - ended) / ended_now if ended_now else None,
-                finished=finished,
-            )
+        event = Event(
+            seeds=self.seeds,
+            ended=ended,
+            found=int(self.counts[EFFECTIVE] + self.counts[INVALID]),
+            already_deviating=int(self.counts[SEED]),
+            exhausted=int(self.counts[EXHAUSTED]),
+            queries=int(counters["queries"]),
+            iterations=int(counters["iterations"]),
+            occupancy=counters["occupancy"],
+            coverage=self.loop.progress.coverage,
+            seconds=counters["seconds"],
+            queries_per_second=(counters["queries"] - self.earlier["queries"]) / max(seconds, 1e-9),
+            seconds_left=seconds * (self.seeds - ended) / ended_now if ended_now else None,
+            finished=finished,
         )
+        if self.writer is not None:
+            self.writer.log({name: getattr(event, name) for name in TIMELINE})
+        if self.listen is not None:
+            self.listen(event)
 
     def finish(self) -> Findings:
         """All findings since the first start; a directory is read back, so that they are what is on disk."""

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from compdx import ops
+from compdx.pictures import TRAIL, Pictures, Trail, trails_to_array
 
 if TYPE_CHECKING:
     from compdx.seeds import Seeds
@@ -51,6 +52,7 @@ SCHEMA = pa.schema(
         "accepted": pa.int32(),
         "states": pa.int32(),
         "non_finite": pa.string(),
+        "pictures": TRAIL,
     }
 )
 
@@ -93,7 +95,8 @@ class Outcomes:
         linf: uint8 ``[M]``, largest change of a value in grey levels.
         images: uint8 ``[M, C, H, W]``, the image a chain ended on; without meaning for exhausted chains.
         traces: M uint8 arrays of length ``step``; byte ``s - 1`` belongs to step ``s``: bits 0-2 operator, bit 3
-            accepted. May be empty for exhausted chains.
+            accepted. May be empty for exhausted chains and for methods without operators, which give trails.
+        trails: The pictures of every chain, from methods that keep them; ``None`` from the others.
 
     Raises:
         TypeError: A column has another dtype.
@@ -116,6 +119,7 @@ class Outcomes:
     linf: npt.NDArray[np.uint8]
     images: npt.NDArray[np.uint8]
     traces: Sequence[npt.NDArray[np.uint8]]
+    trails: Sequence[Trail | None] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.traces)
@@ -127,9 +131,13 @@ class Outcomes:
             raise ValueError(msg)
         for row, trace in enumerate(self.traces):
             _check_array(f"traces[{row}]", trace, np.uint8, 1, None)
-            if len(trace) != self.step[row] and (len(trace) or self.kind[row] != EXHAUSTED):
+            may_be_empty = self.kind[row] == EXHAUSTED or self.trails is not None
+            if len(trace) != self.step[row] and (len(trace) or not may_be_empty):
                 msg = f"traces[{row}] must have a byte for each of the {self.step[row]} steps, got {len(trace)}"
                 raise ValueError(msg)
+        if self.trails is not None and len(self.trails) != count:
+            msg = f"trails must be as many as traces, {count}, got {len(self.trails)}"
+            raise ValueError(msg)
 
     def __len__(self) -> int:
         return len(self.traces)
@@ -160,12 +168,17 @@ class Outcomes:
         columns: dict[str, Any] = {
             name: np.concatenate([getattr(part, name) for part in parts]) for name in (*_COLUMNS, "images")
         }
-        return cls(**columns, traces=[trace for part in parts for trace in part.traces])
+        trails = None
+        if any(part.trails is not None for part in parts):
+            trails = [trail for part in parts for trail in part.trails or [None] * len(part)]
+        return cls(**columns, traces=[trace for part in parts for trace in part.traces], trails=trails)
 
     def select(self, rows: Any) -> Outcomes:
         """The outcomes at these rows: integers, a boolean mask or a slice."""
         columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in (*_COLUMNS, "images")}
-        return Outcomes(**columns, traces=[self.traces[row] for row in np.arange(len(self))[rows]])
+        chosen = np.arange(len(self))[rows]
+        trails = None if self.trails is None else [self.trails[row] for row in chosen]
+        return Outcomes(**columns, traces=[self.traces[row] for row in chosen], trails=trails)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +302,23 @@ class Findings:
             images[row] = _decode_png(data, self.shape, index)
         return images
 
+    @cached_property
+    def pictures(self) -> Pictures | None:
+        """Every picture of the run with its class, when the method keeps them (`Gradient`); else ``None``.
+
+        Raises:
+            ValueError: Stored pixels do not match their hash.
+        """
+        if self.ended["pictures"].null_count == self.ended.num_rows:
+            return None
+        return Pictures.of(
+            self.ended["pictures"],
+            seed_index=self.ended["seed_index"].to_numpy(),
+            seed_label=self.ended["seed_label"].to_numpy(),
+            already_deviating=_kind_codes(self.ended) == SEED,
+            shape=self.shape,
+        )
+
     def check(self) -> None:
         """Decode every stored image anew and compare it with its hash.
 
@@ -323,7 +353,7 @@ class Findings:
 
         Raises:
             IndexError: There is no such row.
-            ValueError: ``seeds`` do not hold the seed or have another shape, or the settings do not say how to apply.
+            ValueError: ``seeds`` do not hold the seed or have another shape, or the method has no operators.
         """
         row = range(len(self))[row]  # counts from the end when negative, raises beyond
         if seeds.shape != self.shape:
@@ -377,7 +407,7 @@ class Findings:
         """
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        columns = [name for name in SCHEMA.names if name != "image"]
+        columns = [name for name in SCHEMA.names if name not in ("image", "pictures")]
         with (folder / "index.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["file", *columns])
@@ -458,6 +488,7 @@ def outcomes_to_table(outcomes: Outcomes, operators: Sequence[str]) -> pa.Table:
         "image": images,
         "sha256": hashes,
         "non_finite": [NON_FINITE_MODELS[bits & 3] for bits in outcomes.non_finite],
+        "pictures": trails_to_array(outcomes.trails or [None] * len(outcomes)),
     }
     return pa.Table.from_arrays(
         [_column(columns.get(field.name, getattr(outcomes, field.name, None)), field.type) for field in SCHEMA],

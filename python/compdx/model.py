@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compdx import ops
+from compdx.compressed import Compressed
 
 Layout = Literal["NCHW", "NHWC"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -87,7 +88,8 @@ class Model:
     Args:
         obj: A torch module or any callable. It gets the normalised input and returns floating scores ``[N, K]``,
             K >= 2. A torch module is called under ``torch.inference_mode()`` with a tensor on its own device; any other
-            callable gets a NumPy array on the CPU and a torch tensor on CUDA.
+            callable gets a NumPy array on the CPU and a torch tensor on CUDA. A `Compressed` stands for its model and
+            brings its twin.
         mean, std, bounds, dtype: See `Inputs`.
         layout: What ``obj`` gets: ``"NCHW"`` is ``[N, C, H, W]``, ``"NHWC"`` is ``[N, H, W, C]``.
         outputs: What the scores are, ``"logits"`` or ``"probabilities"``; probabilities are checked on the first call.
@@ -98,9 +100,14 @@ class Model:
         memory_format: ``"channels_last"`` hands a torch module ``[N, C, H, W]`` that lies in memory as
             ``[N, H, W, C]``, without a copy.
         allow_training: Accept a module in training mode, whose scores depend on the batch and change between calls.
+        twin: A torch module with the same input and output, in eval mode and on the same device, through which a
+            white-box method takes gradients where ``obj`` has none. ``None``: ``obj`` itself.
+
+    Attributes:
+        compressed: The `Compressed` that the model was made of, or ``None``.
 
     Raises:
-        TypeError: ``obj`` cannot be called.
+        TypeError: ``obj`` cannot be called, ``twin`` is no torch module.
         ValueError: Settings contradict each other or the module; the module is in training mode.
 
     Scores come back as float32, NumPy on the CPU and torch on CUDA; NaN and infinity pass through untouched. A model
@@ -123,7 +130,13 @@ class Model:
         name: str | None = None,
         memory_format: MemoryFormat = "contiguous",
         allow_training: bool = False,
+        twin: Any = None,
     ) -> None:
+        self.compressed = obj if isinstance(obj, Compressed) else None
+        if isinstance(obj, Compressed):
+            twin = obj.twin if twin is None else twin
+            name = f"{obj.record['scheme']} {_name_of(obj.model)}" if name is None else name
+            obj = obj.model
         if isinstance(obj, Model):
             msg = f"obj must be a torch module or a callable, got the compdx.Model {obj.name!r}; use its replace()"
             raise TypeError(msg)
@@ -156,6 +169,7 @@ class Model:
                 "or pass allow_training=True to measure it as it is"
             )
             raise ValueError(msg)
+        self._twin = self._check_twin(twin)
         self._writes_input: bool | None = None
         self._outputs_checked = outputs == "logits"
 
@@ -189,6 +203,25 @@ class Model:
         """Whether any part of a torch module is in training mode; False for other callables."""
         return self._torch and _in_training(self._obj)
 
+    @property
+    def module(self) -> Any:
+        """The torch module that gives the labels; ``None`` for other callables."""
+        return self._obj if self._torch else None
+
+    @property
+    def twin(self) -> Any:
+        """The torch module through which gradients are taken: the ``twin`` that was given, else the model itself.
+
+        Raises:
+            TypeError: The model is no torch module and was given no twin.
+        """
+        if self._twin is not None:
+            return self._twin
+        if not self._torch:
+            msg = f"model {self.name!r} is no torch module, so it has no gradients; give it a twin= that has"
+            raise TypeError(msg)
+        return self._obj
+
     def replace(self, **changes: Any) -> Model:
         """The same model with other settings; the keywords are those of the constructor."""
         channels_last = self.memory_format == "channels_last"
@@ -201,8 +234,9 @@ class Model:
             "name": self.name,
             "memory_format": self.memory_format,
             "allow_training": self.allow_training,
+            "twin": self._twin,
         }
-        return Model(self._obj, **{**settings, **changes})
+        return Model(self._obj if self.compressed is None else self.compressed, **{**settings, **changes})
 
     def describe(self) -> dict[str, Any]:
         """All that is known of the model, as JSON values: name, type, size, weights, preprocessing, device, version.
@@ -230,6 +264,10 @@ class Model:
             about["bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             about["weights_sha256"] = _weights_sha256(self._obj)
             about["torch"] = str(sys.modules["torch"].__version__)
+        if self._twin is not None and self._twin is not self._obj:
+            about["twin_sha256"] = _weights_sha256(self._twin)
+        if self.compressed is not None:
+            about["compression"] = self.compressed.record
         return about
 
     def __repr__(self) -> str:
@@ -266,6 +304,21 @@ class Model:
             msg = f"dtype='bfloat16' needs a torch module: {self.name!r} gets NumPy arrays, which have no such type"
             raise ValueError(msg)
         return memory_format
+
+    def _check_twin(self, twin: Any) -> Any:
+        if twin is None:
+            return None
+        if not _is_torch_module(twin):
+            msg = f"twin of model {self.name!r} must be a torch module, got {type(twin).__name__}"
+            raise TypeError(msg)
+        home = next((str(tensor.device) for tensor in _tensors(twin)), self.device)
+        if home != self.device:
+            msg = f"twin of model {self.name!r} must be on {self.device!r} like the model, got one on {home!r}"
+            raise ValueError(msg)
+        if _in_training(twin) and not self.allow_training:
+            msg = f"twin of model {self.name!r} must be in eval mode, got one in training mode"
+            raise ValueError(msg)
+        return twin
 
     def _run(self, x: Array) -> Array:
         carrier, dtype = _CARRIER[self.inputs.dtype], self.inputs.dtype

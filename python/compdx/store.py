@@ -36,6 +36,7 @@ CHECKPOINTS_KEPT = 2
 
 _HEADER = "run.json"
 _SUMMARY = "summary.json"
+_TIMELINE = "progress.jsonl"
 _PARTS = "parts"
 _LOCK = "lock"
 _PART = re.compile(r"part-(\d{6,})\.parquet")
@@ -220,6 +221,16 @@ class RunWriter:
         for _, path in earlier[: len(earlier) + 1 - CHECKPOINTS_KEPT]:
             path.unlink()
 
+    def log(self, moment: Mapping[str, float | None]) -> None:
+        """Add a line to the timeline; it is for people, so it is not brought to the disk by force.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        path = self.directory / _TIMELINE
+        with _writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(moment), allow_nan=False) + "\n")
+
     def finish(self, summary: Summary) -> None:
         """Commit the summary, drop the checkpoints, which a finished run does not need, and close."""
         with _commit(self.directory / _SUMMARY) as file:
@@ -326,6 +337,24 @@ def done_seeds(directory: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
     return np.unique(np.concatenate([np.empty(0, np.int64), *parts]))
 
 
+def read_timeline(directory: str | os.PathLike[str]) -> list[dict[str, float | None]]:
+    """The moments of a run in the order of their seconds; a line that a killed process left unfinished is passed over.
+
+    After a resume, moments that the new start went through again are those of the new start.
+    """
+    path = Path(directory) / _TIMELINE
+    moments: list[dict[str, float | None]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            moment = json.loads(line)
+        except ValueError:
+            continue
+        while moments and moments[-1]["seconds"] > moment["seconds"]:
+            moments.pop()
+        moments.append(moment)
+    return moments
+
+
 def write_run(directory: str | os.PathLike[str], findings: Findings) -> None:
     """Write findings as a finished run.
 
@@ -424,7 +453,10 @@ def _read_part(path: Path) -> pa.Table:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check_format(path, (file.schema_arrow.metadata or {}).get(b"compdx.format"))
-            table = file.read(columns=SCHEMA.names).replace_schema_metadata(None)
+            known = [name for name in SCHEMA.names if name != "pictures" or name in file.schema_arrow.names]
+            table = file.read(columns=known).replace_schema_metadata(None)
+        if "pictures" not in table.column_names:  # written before methods kept their pictures
+            table = table.append_column("pictures", pa.nulls(table.num_rows, SCHEMA.field("pictures").type))
         table = table.set_column(1, "kind", table["kind"].cast(pa.string()))
         return table.select(SCHEMA.names).cast(_empty_table().schema)
     except (pa.ArrowException, OSError, KeyError) as error:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from compdx.methods.gradient import Gradient
 from compdx.methods.mcmc import MCMC
 
 if TYPE_CHECKING:
     from compdx.methods.base import Method
 
-METHODS: dict[str, Any] = {"mcmc": MCMC}
+METHODS: dict[str, Any] = {"mcmc": MCMC, "gradient": Gradient}
 
 
 def resolve(method: str | Method, budget: int | None = None) -> Method:

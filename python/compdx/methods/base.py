@@ -21,7 +21,8 @@ class Progress:
     ``ended`` seeds are those with no work left: ``found`` (effective and invalid), ``already_deviating`` (the pair
     deviates on the seed itself), ``exhausted`` (budget spent) and the rest, which ended as non-finite. ``iterations``
     counts the calls of ``tell``, ``queries`` the images that were scored for a chain. ``occupancy`` (0..1) is the share
-    of slots times iterations in which a slot did a query.
+    of slots times iterations in which a slot did a query. ``coverage`` is the share (0..1) of the compressed model's
+    neurons that were positive on any image so far, for methods that look at neurons.
     """
 
     seeds: int
@@ -32,6 +33,7 @@ class Progress:
     queries: int
     iterations: int
     occupancy: float
+    coverage: float | None = None
 
 
 class Loop(Protocol):
@@ -76,7 +78,10 @@ class Loop(Protocol):
 
 
 class Method(Protocol):
-    """The settings of a search method: a frozen dataclass with a field ``budget``, able to start a loop."""
+    """The settings of a search method: a frozen dataclass with a field ``budget``, able to start a loop.
+
+    One with a true attribute ``white_box`` is started with the pair itself, ``pair=``, for its gradients.
+    """
 
     @property
     def name(self) -> str:
