@@ -54,7 +54,7 @@ def measure(data: Path | None, count: int, chains: int) -> dict[str, Any]:
     """One search in this process."""
     training, seeds = load(data, count)
     network = digits.train(training, epochs=2)
-    small = quantize.int8(network, digits.batches(training.select(slice(256))))
+    small = quantize(network, training.select(slice(256)), inputs=digits.INPUTS)
     normalised = {"mean": digits.INPUTS.mean, "std": digits.INPUTS.std}
     pair = compdx.Pair(compdx.Model(network, **normalised), compdx.Model(small, **normalised))
     accuracy = compdx.doctor(pair, seeds)

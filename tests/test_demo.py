@@ -90,7 +90,7 @@ def test_training_needs_labels_and_an_epoch(data: tuple[Seeds, Seeds]) -> None:
 def test_int8_rounds_the_weights_and_keeps_the_accuracy(data: tuple[Seeds, Seeds], network: Any) -> None:
     training, held_out = data
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    small = quantize.int8(network, digits.batches(training.select(slice(128))))
+    small = quantize(network, digits.batches(training.select(slice(128)))).model
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert sum(buffer.dtype == torch.int8 for buffer in small.buffers()) == 4
     assert accuracy(small, held_out) > accuracy(network, held_out) - 0.02
@@ -105,26 +105,8 @@ def test_int8_rounds_the_weights_and_keeps_the_accuracy(data: tuple[Seeds, Seeds
 def test_int8_leaves_the_loggers_as_they_were(network: Any) -> None:
     logger = logging.getLogger("torchao")
     before = logger.level
-    quantize.int8(network, [torch.zeros(1, 1, 28, 28)])
+    quantize(network, [torch.zeros(1, 1, 28, 28)])
     assert logger.level == before
-
-
-@pytest.mark.parametrize(
-    ("model", "calibration", "settings", "error", "text"),
-    [
-        (len, [torch.zeros(2, 4)], {}, TypeError, "model must be a torch module, got builtin_function_or_method"),
-        (torch.nn.Linear(4, 2), [torch.zeros(2, 4)], {}, ValueError, "training mode"),
-        (torch.nn.Linear(4, 2).eval(), [], {}, ValueError, "at least one batch"),
-        (torch.nn.Linear(4, 2).eval(), [np.zeros((2, 4))], {}, TypeError, "got ndarray"),
-        (torch.nn.Linear(4, 2).eval(), [torch.zeros(2, 4).double()], {}, TypeError, r"got torch.float64 \[2, 4\]"),
-        (torch.nn.Linear(4, 2).eval(), [torch.zeros(2, 4)], {"backend": "arm"}, ValueError, "backend must be 'x86'"),
-    ],
-)
-def test_int8_names_what_is_wrong(
-    model: Any, calibration: Any, settings: dict[str, Any], error: type[Exception], text: str
-) -> None:
-    with pytest.raises(error, match=text):
-        quantize.int8(model, calibration, **settings)
 
 
 # ---- the demo

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from compdx import api
 from compdx.checkup import doctor
@@ -107,11 +108,11 @@ def run(
 def make_pair(training: Seeds, *, epochs: int) -> Pair:
     """The trained network and its int8 version, calibrated on images of the training set."""
     network = digits.train(training, epochs=epochs)
-    calibration = digits.batches(training.select(slice(CALIBRATION_IMAGES)))
-    small = quantize.int8(network, calibration)
+    small = quantize(network, training.select(slice(CALIBRATION_IMAGES)), inputs=digits.INPUTS)
+    preprocessing: dict[str, Any] = {"mean": digits.INPUTS.mean, "std": digits.INPUTS.std}
     return Pair(
-        Model(network, mean=digits.INPUTS.mean, std=digits.INPUTS.std, name="digits"),
-        Model(small, mean=digits.INPUTS.mean, std=digits.INPUTS.std, name="digits int8"),
+        Model(network, **preprocessing, name="digits"),
+        Model(small, **preprocessing, name="digits int8"),
     )
 
 
