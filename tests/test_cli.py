@@ -21,7 +21,9 @@ import pytest
 from PIL import Image
 
 import compdx
-from compdx import Findings, cli, screen
+from compdx import Findings, screen
+from compdx.cli import models as cli_models
+from compdx.cli import options, search
 from compdx.driver import Event
 from compdx.store import done_seeds, read_run
 
@@ -217,7 +219,8 @@ def test_show(finished: tuple[Shell, Result]) -> None:
     answer = shell.run("show", "run", "--json", "--limit", "2").json
     assert answer["finished"] is True
     assert len(answer["rows"]) == 2
-    assert answer["rows"] == Findings.load(shell.folder / "run").table.drop_columns("image").to_pylist()[:2]
+    table = Findings.load(shell.folder / "run").table
+    assert answer["rows"] == table.drop_columns(["image", "pictures"]).to_pylist()[:2]
 
 
 def test_doctor(finished: tuple[Shell, Result]) -> None:
@@ -307,19 +310,19 @@ def test_wrong_factories(shell: Shell, monkeypatch: pytest.MonkeyPatch, target: 
     monkeypatch.chdir(shell.folder)
     monkeypatch.delitem(sys.modules, "nets", raising=False)
     with pytest.raises(ValueError, match=re.escape(message)):
-        cli._model("--original", target, {"mean": 0.5}, None)
+        cli_models.model("--original", target, {"mean": 0.5}, None)
 
 
 def test_wrong_settings() -> None:
     with pytest.raises(ValueError, match="--mean must be a number"):
-        cli._preprocessing("a", None, None, None, None, None)
+        options.preprocessing("a", None, None, None, None, None)
     with pytest.raises(ValueError, match=r"--bounds must be two numbers LO,HI, got '0\.\.1'"):
-        cli._preprocessing(None, None, "0..1", None, None, None)
+        options.preprocessing(None, None, "0..1", None, None, None)
     with pytest.raises(ValueError, match="overflow"):
-        cli._method("mcmc", None, ["overflow=red"])
+        search.method_of("mcmc", None, ["overflow=red"])
     with pytest.raises(ValueError, match="'mcmc'"):
-        cli._method("magic", None, [])
-    assert cli._preprocessing("0.5,0.25,1", "2", "0,255", "NHWC", None, 0) == {
+        search.method_of("magic", None, [])
+    assert options.preprocessing("0.5,0.25,1", "2", "0,255", "NHWC", None, 0) == {
         "mean": (0.5, 0.25, 1.0),
         "std": 2.0,
         "bounds": (0.0, 255.0),
@@ -341,7 +344,7 @@ def test_threads_reach_torch_and_the_search(shell: Shell, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(set_num_threads=threads.append, nn=types))
     monkeypatch.setattr(types, "Module", str, raising=False)  # no model here is one
     for wanted in (None, 3):
-        cli._pair("nets:original", "nets:compressed", {}, None, wanted)
+        cli_models.pair("nets:original", "nets:compressed", {}, None, wanted)
     assert threads == [3]
 
 

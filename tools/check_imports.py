@@ -21,12 +21,18 @@ CORE = "_core"
 ROOMS = (
     (CORE,),
     ("ops",),
-    ("seeds", "findings", "model"),
+    ("compressed", "seeds", "pictures"),
+    ("findings", "model"),
+    ("derivatives",),
     ("store",),
     ("methods",),
     ("driver",),
-    ("verification", "checkup", "compress", "zoo", "contact", "screen"),
+    ("training",),
+    ("verification", "checkup", "compress", "attacks", "contact", "screen"),
+    ("zoo",),
     ("api",),
+    ("repair", "report"),
+    ("reproduce",),
     (PACKAGE,),
     ("demo",),
     ("cli", "__main__"),
@@ -40,7 +46,7 @@ HANDS_OVER = {("findings", "store"), ("findings", "contact")}
 METHODS_COMMON = {"methods", "methods.base"}
 
 REQUIRED = {"numpy", "pyarrow", "PIL"}
-OPTIONAL = {"torch", "torchao", "sklearn", "typer", "rich"}
+OPTIONAL = {"torch", "torchao", "safetensors", "sklearn", "jinja2", "typer", "rich"}
 # The command line is never imported by the package, so what it is made of may stand at its top.
 OPTIONAL_AT_TOP = {"cli": {"typer", "rich"}}
 

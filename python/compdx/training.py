@@ -322,9 +322,8 @@ def _erase(
     """Hide a square of each chosen image (DeVries and Taylor, 2017); at the border a part of it may lie outside."""
     height, width = images.shape[2:]
     centres = generator.integers(0, (height, width), (len(images), 2))
-    y, x = np.arange(height), np.arange(width)
-    rows = np.abs(2 * (y - centres[:, :1]) + 1) < side + 1
-    columns = np.abs(2 * (x - centres[:, 1:]) + 1) < side + 1
+    down, right = np.arange(height) - centres[:, :1] + side // 2, np.arange(width) - centres[:, 1:] + side // 2
+    rows, columns = (down >= 0) & (down < side), (right >= 0) & (right < side)
     hidden = rows[:, :, None] & columns[:, None, :] & chosen[:, None, None]
     np.copyto(images, np.uint8(GREY), where=hidden[:, None])
 
