@@ -95,8 +95,23 @@ def test_confidence_is_the_softmax_of_logits() -> None:
     pair, _, _ = linear_pair()
     already, _, _ = linear_pair("probabilities")
     x = torch.rand(5, 3, 2, 2)
-    expected = PairGradient(already)(x)
-    torch.testing.assert_close(PairGradient(pair)(x), expected)
+    expected = PairGradient(already, score="confidence")(x)
+    torch.testing.assert_close(PairGradient(pair, score="confidence")(x), expected)
+
+
+def test_the_margin_is_that_of_the_label_to_the_next_class() -> None:
+    pair, w, v = linear_pair()
+    x = torch.rand(7, 3, 2, 2)
+    flat = x.numpy().reshape(7, 12)
+    label = (flat @ w.T).argmax(1)
+    rows = np.arange(7)
+    slopes = []
+    for weight in (w, v):
+        scores = flat @ weight.T
+        scores[rows, label] = -np.inf
+        slopes.append(weight[label] - weight[scores.argmax(1)])
+    gradient = PairGradient(pair, score="margin")(x).numpy().reshape(7, 12)
+    np.testing.assert_allclose(gradient, -(slopes[0] - slopes[1]), rtol=1e-5, atol=1e-6)
 
 
 def test_the_chosen_neuron_is_raised() -> None:

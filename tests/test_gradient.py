@@ -51,7 +51,7 @@ def network_pair() -> compdx.Pair:
 
 
 def search(pair: compdx.Pair, seeds: Any, **options: Any) -> compdx.Findings:
-    method = options.pop("method", None) or compdx.Gradient(**{"score": "logit", **options.pop("settings", {})})
+    method = options.pop("method", None) or compdx.Gradient(**options.pop("settings", {}))
     return compdx.search(pair, seeds, method=method, progress=False, **options)
 
 
@@ -331,7 +331,7 @@ def test_the_lattice_puts_the_image_itself_on_the_levels() -> None:
 def test_ask_and_tell_without_a_driver() -> None:
     pair, _, _ = linear_pair(noise=0.08)
     seeds = images(20)
-    loop = compdx.Gradient(budget=3, score="logit").start(seeds, pair=pair, chains=8, inputs=pair.inputs)
+    loop = compdx.Gradient(budget=3).start(seeds, pair=pair, chains=8, inputs=pair.inputs)
     with pytest.raises(RuntimeError, match="expected a call of ask"):
         loop.tell(*pair.forward(np.zeros((8, 3, 8, 8), np.float32)))
     while loop.active:
@@ -351,15 +351,15 @@ def test_uint8_is_asked_when_no_inputs_are_given() -> None:
     assert np.array_equal(loop.ask(), images(3))
 
 
-def test_confidences_find_what_logits_pass_by() -> None:
-    """The difference of the logits grows on and on along a direction in which both models become surer."""
+def test_margins_find_more_than_logits() -> None:
     pair, _, _ = linear_pair(noise=0.05)
     seeds = images(60)
-    logit, confidence = (search(pair, seeds, settings={"score": s}).pictures for s in ("logit", "confidence"))
-    assert confidence.counts()["strict"] > 0
+    logit, margin, confidence = (
+        search(pair, seeds, settings={"score": score}).pictures for score in ("logit", "margin", "confidence")
+    )
+    assert margin.counts()["strict"] > logit.counts()["strict"] > 0
     assert not np.array_equal(logit.images, confidence.images)
-    assert compdx.Gradient().score == "confidence"
-    assert compdx.Gradient.artifact().score == "logit"
+    assert compdx.Gradient().score == compdx.Gradient.artifact().score == "logit"
 
 
 @pytest.mark.slow
@@ -395,7 +395,7 @@ def test_names_and_settings() -> None:
     ("settings", "message"),
     [
         ({"budget": 0}, "budget"),
-        ({"score": "margin"}, "score must be one of"),
+        ({"score": "entropy"}, "score must be one of"),
         ({"constraint": "l2"}, "constraint must be one of"),
         ({"stop": "soon"}, "stop must be one of"),
         ({"variance": -1.0}, "variance must be"),

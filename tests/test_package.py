@@ -73,7 +73,15 @@ def test_wheel_holds_the_whole_library(in_wheel: set[PurePosixPath]) -> None:
 def test_wheel_holds_nothing_else(in_wheel: set[PurePosixPath]) -> None:
     information = f"compdx-{compdx.__version__}.dist-info"
     assert {path.parts[0] for path in in_wheel} == {"compdx", information}
-    assert {path.suffix for path in in_wheel if path.parts[0] == "compdx"} == {".py", ".pyi", ".typed", ".so"}
+    assert {path.suffix for path in in_wheel if path.parts[0] == "compdx"} == {
+        ".py",
+        ".pyi",
+        ".typed",
+        ".so",
+        ".j2",
+        ".json",
+        ".safetensors",
+    }
     assert not [path for path in in_wheel if path.name.startswith(("test_", "conftest"))]
 
 

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from compdx import ops
+from compdx import attacks, compress, ops, repair, report, reproduce, zoo
 from compdx.api import search
 from compdx.checkup import doctor
+from compdx.compressed import Compressed
 from compdx.findings import Findings, Summary
+from compdx.methods.gradient import Gradient
 from compdx.methods.mcmc import MCMC
 from compdx.model import Inputs, Model, Pair
 from compdx.ops import build_info
+from compdx.pictures import Pictures
 from compdx.seeds import Seeds
 from compdx.verification import verify
 
 __all__ = [
     "MCMC",
+    "Compressed",
     "Findings",
+    "Gradient",
     "Inputs",
     "Model",
     "Pair",
+    "Pictures",
     "Seeds",
     "Summary",
     "__version__",
+    "attacks",
     "build_info",
+    "compress",
     "doctor",
     "ops",
+    "repair",
+    "report",
+    "reproduce",
     "search",
     "verify",
+    "zoo",
 ]
 
 __version__: str = build_info()["version"]

@@ -10,7 +10,7 @@ from typing import Any
 from compdx.model import Model, Pair, import_optional
 
 NEEDS = "a gradient"
-SCORES = ("logit", "confidence")
+SCORES = ("logit", "margin", "confidence")
 
 Choose = Callable[[list[Any], list[Any]], tuple[Any, Any]]
 """From the pre-activations of both models to one neuron a row: layer and position, int64 ``[B]`` each, -1 for none."""
@@ -39,7 +39,8 @@ class PairGradient:
 
     Args:
         pair: Two models that want the same input and have gradients.
-        score: ``"logit"`` or ``"confidence"`` (softmax). Models that return probabilities have confidences only.
+        score: ``"logit"``, ``"margin"`` (the logit less the largest other one) or ``"confidence"`` (softmax). Models
+            that return probabilities have confidences only.
         weight: Of the pre-activation, the paper's lambda.
 
     Raises:
@@ -47,7 +48,7 @@ class PairGradient:
         ValueError: The models want different inputs, or have no logits.
     """
 
-    def __init__(self, pair: Pair, *, score: str = "confidence", weight: float = 0.0) -> None:
+    def __init__(self, pair: Pair, *, score: str = "logit", weight: float = 0.0) -> None:
         if pair.inputs is None:
             msg = (
                 "a gradient search needs models that want the same input, but "
@@ -56,8 +57,8 @@ class PairGradient:
             )
             raise ValueError(msg)
         for model in (pair.original, pair.compressed):
-            if score == "logit" and model.outputs != "logits":
-                msg = f"score='logit' needs logits, but model {model.name!r} returns {model.outputs}"
+            if score != "confidence" and model.outputs != "logits":
+                msg = f"score={score!r} needs logits, but model {model.name!r} returns {model.outputs}"
                 raise ValueError(msg)
             _ = model.twin  # a model without gradients is refused now, not in the middle of a search
         self.pair, self.score, self.weight = pair, score, weight
@@ -73,11 +74,11 @@ class PairGradient:
             before_a: list[Any] = []
             before_b: list[Any] = []
             with nullcontext() if choose is None else relu_inputs(before_a):
-                a = self._confidence(self.pair.original, scores(self.pair.original, x))
+                a = self._values(self.pair.original, x)
             with nullcontext() if choose is None else relu_inputs(before_b):
-                b = self._confidence(self.pair.compressed, scores(self.pair.compressed, x))
+                b = self._values(self.pair.compressed, x)
             label = a.detach().argmax(1, keepdim=True)
-            goal = (a.gather(1, label) - b.gather(1, label)).sum()
+            goal = (self._score(a, label) - self._score(b, label)).sum()
             if choose is not None:
                 check_taps(before_a, before_b)
                 layer, position = choose([t.detach() for t in before_a], [t.detach() for t in before_b])
@@ -85,8 +86,17 @@ class PairGradient:
             (gradient,) = torch.autograd.grad(-goal, x)
         return gradient
 
-    def _confidence(self, model: Model, values: Any) -> Any:
+    def _values(self, model: Model, x: Any) -> Any:
+        """Scores ``[B, K]``: confidences when those are asked for, else as the model returns them."""
+        values = scores(model, x)
         return values.softmax(1) if self.score == "confidence" and model.outputs == "logits" else values
+
+    def _score(self, values: Any, label: Any) -> Any:
+        """What the loss compares, ``[B, 1]``."""
+        own = values.gather(1, label)
+        if self.score != "margin":
+            return own
+        return own - values.scatter(1, label, float("-inf")).amax(1, keepdim=True)
 
 
 def relu_inputs(found: list[Any]) -> AbstractContextManager[Any]:

@@ -50,8 +50,9 @@ class Gradient:
     Args:
         budget: steps from each seed, and so pictures of it, 1 or more (the paper's p).
         step: length factor of a step (the published code's learning rate).
-        score: ``"confidence"`` (softmax; the paper's text) or ``"logit"`` (the published code, which finds far fewer:
-            the difference of two logits grows without the label of either model coming nearer to a change).
+        score: CS: ``"logit"`` (the published code), ``"confidence"`` (softmax; the paper's text, whose gradient
+            vanishes where a model is sure) or ``"margin"`` (the logit less the largest other one; ours, which finds
+            most: docs/methods.md).
         constraint: what ``variance`` bounds: ``"per_step"`` the change of each step (the paper), ``"total"`` the
             distance to the seed, ``"none"`` nothing (what the published code does, where the bound has no effect).
         variance: the bound in the models' input units, one number or one a channel; None is the published constants
@@ -71,7 +72,7 @@ class Gradient:
 
     budget: int = 10
     step: float = 0.9
-    score: str = "confidence"
+    score: str = "logit"
     constraint: str = "per_step"
     variance: float | tuple[float, ...] | None = None
     project: bool = True
