@@ -52,4 +52,11 @@ for bench in bench/*.py; do
     name=$(basename "$bench" .py)
     section "bench-$name" 90 "$PYTHON" "$bench" --device cuda --out "$OUT/$name.json"
 done
+# CompD's experiments, where CIFAR-10 was brought along: COMPDX_DATA holds cifar10/train.parquet and test.parquet.
+if [ -d "${COMPDX_DATA:-}/cifar10" ]; then
+    for scheme in prune quant; do
+        section "reproduce-$scheme" 240 "$PYTHON" -m compdx reproduce compd --data "$COMPDX_DATA/cifar10" --scheme "$scheme" \
+            --scale small --device cuda --out "$scratch/study-$scheme" && cp "$scratch/study-$scheme/tables.json" "$OUT/compd-$scheme.json"
+    done
+fi
 exit $failed

@@ -189,7 +189,7 @@ def test_compress_to_int8(bench: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("net", "--scheme", "zip"), "--scheme must be prune, quantize, half, got 'zip'"),
+        (("net", "--scheme", "zip"), "--scheme must be prune, quantize, qat, half, got 'zip'"),
         (("net", "--scheme", "quantize"), "--scheme quantize needs --data"),
         (("net", "--scheme", "prune"), "--scheme prune with --epochs above 0 needs --data"),
         (("nowhere", "--scheme", "half"), "NETWORK must be a .safetensors file, the directory of a training or one of"),

@@ -13,7 +13,7 @@ import pytest
 
 import compdx
 
-OPTIONAL = {"torch", "torchao", "sklearn", "typer", "rich", "cv2", "tensorflow", "scipy"}
+OPTIONAL = {"torch", "torchao", "safetensors", "sklearn", "jinja2", "typer", "rich", "cv2", "tensorflow", "scipy"}
 
 
 def fresh(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

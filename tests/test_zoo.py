@@ -456,7 +456,7 @@ def interrupt(*_: int) -> None:
 
 class TestPairs:
     def made(self, scheme: str, network: zoo.Pretrained, data: tuple[Seeds, Seeds]) -> zoo.CompressedPair:
-        images = data[0].select(slice(64)) if scheme == "quantize" else None
+        images = data[0].select(slice(64)) if scheme in ("quantize", "qat", "artifact") else None
         if scheme == "prune":
             tuning = Recipe(epochs=1, batch_size=64, rate=0.01, flip=False)
             compressed = compress.prune(
@@ -464,11 +464,16 @@ class TestPairs:
             )
         elif scheme == "half":
             compressed = compress.half(network.network)
-        else:
+        elif scheme == "quantize":
             compressed = compress.quantize(network.network, images, inputs=network.inputs)
+        else:
+            tuning = Recipe(epochs=1, batch_size=64, rate=0.001, flip=False, precision="float32")
+            compressed = compress.quantize(
+                network.network, images, mode=scheme, train=data[0], recipe=tuning, inputs=network.inputs
+            )
         return zoo.CompressedPair(original=network, compressed=compressed, calibration=images)
 
-    @pytest.mark.parametrize("scheme", ["prune", "half", "quantize"])
+    @pytest.mark.parametrize("scheme", ["prune", "half", "quantize", "qat", "artifact"])
     def test_round_trip(
         self, scheme: str, trained: tuple[Path, zoo.Pretrained], data: tuple[Seeds, Seeds], tmp_path: Path
     ) -> None:
@@ -481,7 +486,7 @@ class TestPairs:
         assert same(loaded.compressed.twin, pair.compressed.twin)
         assert same(loaded.original.network, trained[1].network)
         assert loaded.compressed.record == json.loads(json.dumps(pair.compressed.record))
-        assert loaded.model().name == f"{scheme} lenet5"
+        assert loaded.model().name == f"{pair.compressed.record['scheme']} lenet5"
         # A repaired twin comes back as it was repaired.
         with torch.no_grad():
             for parameter in loaded.compressed.twin.parameters():
@@ -512,6 +517,6 @@ class TestPairs:
             zoo.load_pair(tmp_path / "small")
         quantized = self.made("quantize", trained[1], data)
         bare = zoo.CompressedPair(original=quantized.original, compressed=quantized.compressed)
-        with pytest.raises(ValueError, match="'post-training' and no calibration images"):
+        with pytest.raises(ValueError, match="'quantize' and no calibration images"):
             bare.save(tmp_path / "bare")
         assert not (tmp_path / "bare").exists()

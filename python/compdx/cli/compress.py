@@ -17,12 +17,13 @@ from compdx.cli import options as opt
 from compdx.cli.answer import NOTHING, Answer
 from compdx.cli.epochs import Epochs
 from compdx.cli.figures import figure, grid
-from compdx.compress.pruning import RECIPE
+from compdx.compress import pruning, quantization
 from compdx.model import import_optional
 from compdx.seeds import Seeds
 from compdx.zoo.pairs import CompressedPair, check_new
 
-SCHEMES = ("prune", "quantize", "half")
+SCHEMES = ("prune", "quantize", "qat", "half")
+RECIPES = {"prune": pruning.RECIPE, "qat": quantization.RECIPE}
 
 
 def command(
@@ -44,12 +45,15 @@ def command(
         bool, typer.Option("--all-layers", help="prune: linear layers, too, not convolutions only.")
     ] = False,
     epochs: Annotated[
-        int, typer.Option("--epochs", min=0, help="prune: fine-tune for N epochs; 0 for not at all.")
-    ] = RECIPE.epochs,
-    rate: Annotated[float, typer.Option("--rate", help="prune: learning rate of the fine-tuning.")] = RECIPE.rate,
+        int | None,
+        typer.Option("--epochs", min=0, help="prune, qat: fine-tune for N epochs (20, 10); 0 for not at all."),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", help="prune, qat: learning rate of the fine-tuning (0.01, 0.001).")
+    ] = None,
     flip: opt.Flip = None,
     calibration: Annotated[
-        int, typer.Option("--calibration", min=1, help="quantize: training images to observe ranges on.")
+        int, typer.Option("--calibration", min=1, help="quantize, qat: training images to observe ranges on.")
     ] = 512,
     dtype: Annotated[str, typer.Option("--dtype", metavar="bfloat16|float16", help="half: which.")] = "bfloat16",
     size: opt.ImageSize = None,
@@ -61,7 +65,8 @@ def command(
 ) -> None:
     """Compress a reference network into a directory that --compressed takes.
 
-    prune and quantize need --data: to fine-tune with and to calibrate on. With --data, accuracies are told.
+    prune, quantize and qat need --data: to fine-tune with and to calibrate on. quantize is int8 after training, qat
+    with quantization-aware training. With --data, accuracies are told.
     """
     with Answer("compress", as_json=as_json, debug=debug) as answer:
         if scheme not in SCHEMES:
@@ -73,9 +78,10 @@ def command(
         original = models.network("NETWORK", network)
         parts = None if data is None else zoo.read_data(data, size=size)
         images: Seeds | None = None
+        tuning = _tuning(scheme, original, parts, epochs, rate, flip)
+        passes = tuning["recipe"].epochs if tuning else 0
         if scheme == "prune":
-            tuning = _tuning(original, parts, epochs, rate, flip)
-            with Epochs(epochs, quiet=quiet or not epochs) as screen:
+            with Epochs(passes, quiet=quiet or not passes) as screen:
                 compressed = ways.prune(
                     original.network,
                     amount,
@@ -89,6 +95,17 @@ def command(
         elif scheme == "quantize":
             images = _drawn(_needed(parts, "quantize")[0], calibration, seed)
             compressed = ways.quantize(original.network, images, inputs=original.inputs)
+        elif scheme == "qat":
+            images = _drawn(_needed(parts, "qat")[0], calibration, seed)
+            with Epochs(passes, quiet=quiet or not passes) as screen:
+                compressed = ways.quantize(
+                    original.network,
+                    images,
+                    mode="qat",
+                    seed=seed,
+                    listen=lambda epoch, _: screen(epoch),
+                    **{"inputs": original.inputs, **tuning},
+                )
         else:
             compressed = ways.half(original.network, dtype)  # type: ignore[arg-type]
         CompressedPair(original=original, compressed=compressed, calibration=images).save(out)
@@ -115,15 +132,20 @@ def command(
 
 
 def _tuning(
-    original: zoo.Pretrained, parts: tuple[Seeds, Seeds] | None, epochs: int, rate: float, flip: bool | None
+    scheme: str,
+    original: zoo.Pretrained,
+    parts: tuple[Seeds, Seeds] | None,
+    epochs: int | None,
+    rate: float | None,
+    flip: bool | None,
 ) -> dict[str, Any]:
-    """What `prune` is told of its fine-tuning; nothing for none."""
-    if not epochs:
+    """What a scheme is told of its fine-tuning; nothing for none."""
+    if scheme not in RECIPES or epochs == 0:
         return {}
-    train = _needed(parts, "prune with --epochs above 0")[0]
+    train = _needed(parts, f"{scheme} with --epochs above 0")[0]
     default = zoo.default_recipe(train.shape[0])
     recipe = opt.recipe_of(
-        RECIPE, epochs=epochs, rate=rate, crop=default.crop, flip=default.flip if flip is None else flip
+        RECIPES[scheme], epochs=epochs, rate=rate, crop=default.crop, flip=default.flip if flip is None else flip
     )
     return {"train": train, "recipe": recipe, "inputs": original.inputs}
 

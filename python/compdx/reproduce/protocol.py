@@ -19,6 +19,7 @@ from compdx.reproduce import published
 from compdx.reproduce.stages import Stages
 from compdx.seeds import Seeds
 from compdx.training import Recipe
+from compdx.zoo import files
 
 CIFAR10 = Inputs(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 AMOUNT = 0.75
@@ -389,12 +390,10 @@ class Study:
 
     def _save(self, name: str, network: Any) -> None:
         safetensors = import_optional("safetensors.torch", "a study", "torch")
-        state = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
-        safetensors.save_file(state, self.stages.directory / f"{name}.safetensors")
+        safetensors.save_file(files.stored(network, half=False), self.stages.directory / f"{name}{files.SUFFIX}")
 
     def _load(self, name: str, network: Any) -> None:
-        safetensors = import_optional("safetensors.torch", "a study", "torch")
-        network.load_state_dict(safetensors.load_file(self.stages.directory / f"{name}.safetensors"))
+        files.restore(network, self.stages.directory / f"{name}{files.SUFFIX}")
 
 
 def _host(scores: Any) -> Any:

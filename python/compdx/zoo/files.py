@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import OrderedDict
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -162,7 +163,8 @@ def stored(network: Any, *, half: bool) -> dict[str, Any]:
     torch = import_optional("torch", NEEDS)
     tensors = {}
     for key, value in network.state_dict().items():
-        tensor = value.detach().cpu().contiguous()
+        # Cloned: safetensors refuses tensors that share memory, as the ranges of a fake-quantized network do.
+        tensor = value.detach().cpu().contiguous().clone()
         if half and tensor.is_floating_point() and tensor.ndim > 1:
             tensor = tensor.half()
             if not torch.isfinite(tensor).all():
@@ -170,6 +172,19 @@ def stored(network: Any, *, half: bool) -> dict[str, Any]:
                 raise ValueError(msg)
         tensors[key] = tensor
     return tensors
+
+
+def restore(network: Any, path: Path) -> None:
+    """Put what `stored` gave, read from a safetensors file, into a network of the same kind.
+
+    Raises:
+        safetensors.SafetensorError, RuntimeError: The file cannot be read, or has other keys or shapes.
+    """
+    safetensors = import_optional("safetensors.torch", NEEDS)
+    tensors = OrderedDict(safetensors.load_file(path))
+    # Modules ask for the version of what they are given; without one, observers take it for an old one and reset.
+    tensors._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+    network.load_state_dict(tensors)
 
 
 def _weights() -> Any:

@@ -29,7 +29,7 @@ class CompressedPair:
 
     Attributes:
         original: The network.
-        compressed: Its compressed version, pruned, quantized after training, or in 16 bits.
+        compressed: Its compressed version: pruned, quantized, or in 16 bits.
         calibration: The images that a quantization observed; ``None`` for other schemes.
     """
 
@@ -49,7 +49,7 @@ class CompressedPair:
         Raises:
             ModuleNotFoundError: torch or safetensors is missing.
             FileExistsError: The directory holds something.
-            ValueError: Another scheme, or a quantization with training or without its calibration images.
+            ValueError: Another scheme, or a quantization without its calibration images.
         """
         _base_of(self.compressed.record, self.calibration)
         folder = Path(directory)
@@ -94,7 +94,6 @@ def load_pair(directory: str | os.PathLike[str], *, device: str = "cpu") -> Comp
     if not (folder / RECORD).is_file():
         msg = f"directory must be one of a compressed network, but {folder} holds no {RECORD}"
         raise FileNotFoundError(msg)
-    safetensors = import_optional("safetensors.torch", files.NEEDS)
     try:
         document = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         name, record = document["name"], document["record"]
@@ -107,7 +106,7 @@ def load_pair(directory: str | os.PathLike[str], *, device: str = "cpu") -> Comp
     training.set_mode(original.network.to(device), training=False)
     made = make(original)
     try:
-        made.twin.load_state_dict(safetensors.load_file(folder / TWIN))
+        files.restore(made.twin, folder / TWIN)
     except Exception as error:  # safetensors' own errors and torch's RuntimeError for other keys or shapes
         msg = f"{folder / TWIN}: not the weights of this compressed network: {error}"
         raise ValueError(msg) from error
@@ -131,9 +130,10 @@ def _base_of(record: dict[str, Any], calibration: Seeds | None) -> Any:
         return lambda base: compress.prune(base.network, **options)
     if scheme == "half":
         return lambda base: compress.half(base.network, settings["dtype"])
-    if scheme == "quantize" and settings["mode"] == "post-training" and calibration is not None:
-        return lambda base: compress.quantize(base.network, calibration, inputs=base.inputs)
-    detail = f" with mode {settings['mode']!r}" if scheme == "quantize" else ""
-    without = " and no calibration images" if scheme == "quantize" and calibration is None else ""
-    msg = f"compressed must be by prune, half or quantize after training, got {scheme!r}{detail}{without}"
+    if scheme == "quantize" and calibration is not None:
+        # The code of the paper quantizes what it has trained: to its twin that is quantization after training.
+        mode = "qat" if settings["mode"] == "qat" else "post-training"
+        return lambda base: compress.quantize(base.network, calibration, inputs=base.inputs, mode=mode)  # type: ignore[arg-type]
+    without = " and no calibration images" if scheme == "quantize" else ""
+    msg = f"compressed must be by prune, half or quantize, got {scheme!r}{without}"
     raise ValueError(msg)
