@@ -448,7 +448,7 @@ def test_iterate(pair: Pair, data: Any, train: Seeds) -> None:
         method=Gradient(budget=5),
         unseen=unseen,
         test=unseen,
-        recipe=QUICK,
+        recipe=replace(QUICK, epochs=5),
         train_limit=200,
         consistency=1.0,
         progress=False,
@@ -457,13 +457,15 @@ def test_iterate(pair: Pair, data: Any, train: Seeds) -> None:
     last = search(done.pair, seeds, method=Gradient(budget=5), progress=False).pictures
     one, two = done.report.rounds
     assert one["found"]["before"] == first.counts()["effective"] > 20
-    assert one["found"]["after"] == two["found"]["before"] < one["found"]["before"]
-    assert two["found"]["after"] == last.counts()["effective"]
+    assert one["found"]["after"] == two["found"]["before"]
+    assert two["found"]["after"] == last.counts()["effective"] < 0.6 * one["found"]["before"]
     assert (one["pictures"], two["pictures"]) == (200, 400)
     assert done.report.findings.before >= one["found"]["before"]
     assert done.report.findings.after == two["remaining"]
-    assert [epoch.epoch for epoch in done.history] == [1, 2, 3, 1, 2, 3]
-    assert done.report.unseen.after < done.report.unseen.before
+    assert [epoch.epoch for epoch in done.history] == [1, 2, 3, 4, 5, 1, 2, 3, 4, 5]
+    for when, stage in (("before", pair), ("after", done.pair)):
+        found = search(stage, unseen, method=Gradient(budget=5), progress=False).pictures.counts()["effective"]
+        assert getattr(done.report.unseen, when) == found
     assert done.report.settings["rounds"] == 2
     assert done.report.accuracy.after == (says(done.compressed.model, unseen.images) == unseen.labels).mean()
     # The second round goes on from the first: its masks are the first ones.

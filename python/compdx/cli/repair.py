@@ -35,6 +35,9 @@ def command(
     patience: Annotated[
         int | None, typer.Option("--patience", min=1, help="End after N epochs that bring nothing.")
     ] = None,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0.0, help="The last epoch so close to the best accuracy is taken.")
+    ] = 0.0,
     consistency: Annotated[
         float, typer.Option("--consistency", min=0.0, help="Weight of the agreement with the original's soft scores.")
     ] = 0.0,
@@ -75,6 +78,7 @@ def command(
                 unseen=None if unseen is None else models.seeds(unseen, None),
                 recipe=recipe,
                 patience=patience,
+                tolerance=tolerance,
                 consistency=consistency,
                 train_limit=train_limit,
                 picture_limit=picture_limit,
