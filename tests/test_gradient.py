@@ -381,6 +381,27 @@ def test_grey_images_of_a_real_network() -> None:
     assert compdx.verify(pair, found).counts["gone"] == 0
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("coverage", [False, True])
+def test_a_gpu_draws_the_same_pictures(coverage: bool) -> None:
+    """The models' own arithmetic differs a little between devices; what is made of it does not."""
+    pair = network_pair()
+    there = compdx.Pair(
+        *(compdx.Model(copy.deepcopy(m.module).cuda(), **OPTIONS) for m in (pair.original, pair.compressed))
+    )
+    seeds = images(12, (3, 32, 32))
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        here, found = (search(p, seeds, chains=5, settings={"budget": 3, "coverage": coverage}) for p in (pair, there))
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
+    change = np.abs(here.pictures.images.astype(int) - found.pictures.images.astype(int))
+    assert change.max() <= 1
+    assert (change > 0).mean() < 0.01
+    assert (here.pictures.original_label == found.pictures.original_label).mean() > 0.9
+
+
 def test_names_and_settings() -> None:
     pair, _, _ = linear_pair()
     found = compdx.search(pair, images(2), method="gradient", budget=2, progress=False)

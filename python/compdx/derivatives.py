@@ -81,7 +81,7 @@ class PairGradient:
             goal = (self._score(a, label) - self._score(b, label)).sum()
             if choose is not None:
                 check_taps(before_a, before_b)
-                layer, position = choose([t.detach() for t in before_a], [t.detach() for t in before_b])
+                layer, position = choose(*([t.detach().float() for t in side] for side in (before_a, before_b)))
                 goal = goal + self.weight * _chosen(before_b, layer, position)
             (gradient,) = torch.autograd.grad(-goal, x)
         return gradient
