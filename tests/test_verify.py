@@ -37,7 +37,9 @@ def make_findings(count: int = 20, **columns: Any) -> Findings:
     }
     values |= columns
     dtypes = {
-        name: array.dtype for name, array in vars(Outcomes.empty(SHAPE)).items() if name not in ("images", "traces")
+        name: array.dtype
+        for name, array in vars(Outcomes.empty(SHAPE)).items()
+        if array is not None and name not in ("images", "traces")
     }
     filled = {name: np.asarray(values.get(name, np.zeros(count))).astype(dtype) for name, dtype in dtypes.items()}
     outcomes = Outcomes(**filled, images=images, traces=[np.zeros(1, np.uint8)] * count)
