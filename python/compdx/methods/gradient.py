@@ -51,8 +51,8 @@ class Gradient:
         budget: steps from each seed, and so pictures of it, 1 or more (the paper's p).
         step: length factor of a step (the published code's learning rate).
         score: CS: ``"logit"`` (the published code), ``"confidence"`` (softmax; the paper's text, whose gradient
-            vanishes where a model is sure) or ``"margin"`` (the logit less the largest other one; ours, which finds
-            most: docs/methods.md).
+            vanishes where a model is sure) or ``"margin"`` (the logit less the largest other one, which is what a
+            label hangs on; ours).
         constraint: what ``variance`` bounds: ``"per_step"`` the change of each step (the paper), ``"total"`` the
             distance to the seed, ``"none"`` nothing (what the published code does, where the bound has no effect).
         variance: the bound in the models' input units, one number or one a channel; None is the published constants
