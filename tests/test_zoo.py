@@ -210,7 +210,7 @@ class TestShipped:
         shipped = zoo.pretrained("resnet20-cifar10")
         assert sum(parameter.numel() for parameter in shipped.network.parameters()) == 269_722
         assert shipped.inputs == Inputs(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
-        assert shipped.about["accuracy"] >= 0.89
+        assert shipped.about["accuracy"] >= 0.885
         assert shipped.model().name == "resnet20-cifar10"
         weights = Path(files.__file__).parent / "weights"
         assert (weights / "resnet20-cifar10.safetensors").stat().st_size < 700_000
