@@ -276,6 +276,13 @@ class Findings:
         self.summary = summary
         self.shape = shape
 
+    @classmethod
+    def of(cls, outcomes: Outcomes, *, settings: Mapping[str, Any], seeds: int, occupancy: float) -> Findings:
+        """The findings of a search without a driver: ended chains, out of so many seeds."""
+        table = outcomes_to_table(outcomes, ops.OPERATORS)
+        summary = Summary.of(table, seeds=seeds, occupancy=occupancy)
+        return cls(table, settings=settings, summary=summary, shape=outcomes.shape)
+
     def __len__(self) -> int:
         return int(self.table.num_rows)
 

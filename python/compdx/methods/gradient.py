@@ -12,17 +12,7 @@ import numpy.typing as npt
 
 from compdx import ops
 from compdx.derivatives import SCORES, PairGradient
-from compdx.findings import (
-    EFFECTIVE,
-    EXHAUSTED,
-    INVALID,
-    NON_FINITE,
-    SEED,
-    Findings,
-    Outcomes,
-    Summary,
-    outcomes_to_table,
-)
+from compdx.findings import EFFECTIVE, EXHAUSTED, INVALID, NON_FINITE, SEED, Findings, Outcomes
 from compdx.methods.base import Progress
 from compdx.model import import_optional
 from compdx.pictures import Trail, confidences_of
@@ -381,16 +371,11 @@ class GradientLoop:
         self._kept.append(self.take())
         outcomes = Outcomes.concatenate(self._kept)
         self._kept = [outcomes]
-        table = outcomes_to_table(outcomes, ops.OPERATORS)
-        return Findings(
-            table,
-            settings={
-                "method": {"name": self._method.name, "settings": self._method.settings()},
-                "seed": self._run_seed,
-            },
-            summary=Summary.of(table, seeds=len(self._seeds), occupancy=self.progress.occupancy),
-            shape=self.shape,
-        )
+        settings = {
+            "method": {"name": self._method.name, "settings": self._method.settings()},
+            "seed": self._run_seed,
+        }
+        return Findings.of(outcomes, settings=settings, seeds=len(self._seeds), occupancy=self.progress.occupancy)
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """Return a checkpoint: every array that ``Gradient.start(state=...)`` needs. Waits for the device on CUDA."""

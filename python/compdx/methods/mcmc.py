@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compdx import ops
-from compdx.findings import EFFECTIVE, EXHAUSTED, INVALID, SEED, Findings, Outcomes, Summary, outcomes_to_table
+from compdx.findings import EFFECTIVE, EXHAUSTED, INVALID, SEED, Findings, Outcomes
 from compdx.methods.base import Progress
 from compdx.seeds import Seeds
 
@@ -262,16 +262,11 @@ class MCMCLoop:
         self._kept.append(self.take())
         outcomes = Outcomes.concatenate(self._kept)
         self._kept = [outcomes]
-        table = outcomes_to_table(outcomes, ops.OPERATORS)
-        return Findings(
-            table,
-            settings={
-                "method": {"name": self._method.name, "settings": self._method.settings()},
-                "seed": self._rules.seed,
-            },
-            summary=Summary.of(table, seeds=len(self._seeds), occupancy=self.progress.occupancy),
-            shape=self.shape,
-        )
+        settings = {
+            "method": {"name": self._method.name, "settings": self._method.settings()},
+            "seed": self._rules.seed,
+        }
+        return Findings.of(outcomes, settings=settings, seeds=len(self._seeds), occupancy=self.progress.occupancy)
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """Return a checkpoint: every array that ``MCMC.start(state=...)`` needs. Waits for the device on CUDA."""
