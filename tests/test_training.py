@@ -188,9 +188,38 @@ class TestFit:
         recipe = replace(PLAIN, epochs=epochs, schedule="one-cycle", warmup=1 / epochs if epochs > 1 else 0.5)
         assert len(fit(linear(), images, labels, recipe, inputs=INPUTS)) == epochs
 
-    def test_stopped_and_continued_is_the_same_bit_for_bit(self) -> None:
+    def test_average_of_the_last_epochs(self) -> None:
         images, labels = data(40)
-        recipe = replace(PLAIN, epochs=5, schedule="one-cycle", crop=1, flip=True, precision="bfloat16")
+        recipe = replace(PLAIN, epochs=5, average=3)
+        kept: list[dict[str, Any]] = []
+        network = small()
+        fit(
+            network,
+            images,
+            labels,
+            recipe,
+            inputs=INPUTS,
+            listen=lambda epoch, state: kept.append(copy.deepcopy(state()["network"])),
+        )
+        plain = small()
+        fit(plain, images, labels, replace(recipe, average=0), inputs=INPUTS)
+        for name, parameter in network.named_parameters():
+            torch.testing.assert_close(parameter.detach(), torch.stack([k[name] for k in kept[2:]]).mean(0))
+            assert torch.equal(dict(plain.named_parameters())[name], kept[4][name]), "averaging changes no epoch"
+        # Batch normalisation has the mean statistics of the five batches, under the averaged weights of what is before.
+        with torch.no_grad():
+            batches = Batches(images, INPUTS, recipe, seed=0).epoch(5)
+            outputs = [network[0](x) for _, x in batches]
+        torch.testing.assert_close(network[1].running_mean, torch.stack([y.mean((0, 2, 3)) for y in outputs]).mean(0))
+        torch.testing.assert_close(network[1].running_var, torch.stack([y.var((0, 2, 3)) for y in outputs]).mean(0))
+        assert network.training
+
+    @pytest.mark.parametrize("average", [0, 2, 4])
+    def test_stopped_and_continued_is_the_same_bit_for_bit(self, average: int) -> None:
+        images, labels = data(40)
+        recipe = replace(
+            PLAIN, epochs=5, schedule="one-cycle", crop=1, flip=True, average=average, precision="bfloat16"
+        )
         whole = small()
         history = fit(whole, images, labels, recipe, inputs=INPUTS, seed=9)
 
@@ -311,6 +340,7 @@ def test_set_mode_of_plain_modules_and_exported_graphs() -> None:
         ({"epochs": 0}, "epochs must be an integer of at least 1, got 0"),
         ({"batch_size": 2.5}, "batch_size must be an integer"),
         ({"crop": -1}, "crop must be an integer of at least 0, got -1"),
+        ({"epochs": 3, "average": 4}, "average must be at most the 3 epochs, got 4"),
         ({"rate": float("nan")}, "rate must be positive, got nan"),
         ({"warmup": 1.0}, "warmup must be at least 0 and less than 1, got 1.0"),
         ({"momentum": 1.0}, "momentum must be at least 0 and less than 1"),

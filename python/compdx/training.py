@@ -42,6 +42,9 @@ class Recipe:
         crop: Pixels of black border in which every image is shifted anew; 0 for none.
         flip: Whether every image is mirrored with probability 1/2.
         erase: Side of a grey square that hides a part of every image, at a random place; 0 for none.
+        average: Last epochs whose weights, as each of them leaves them, are averaged to the result (stochastic weight
+            averaging, Izmailov et al., 2018); batch normalisation then takes its statistics anew from the training
+            images. 0 for none: the result is what the last epoch leaves.
         precision: ``bfloat16`` (autocast) or ``float32``.
 
     Raises:
@@ -59,10 +62,11 @@ class Recipe:
     crop: int = 4
     flip: bool = True
     erase: int = 0
+    average: int = 0
     precision: Literal["bfloat16", "float32"] = "bfloat16"
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("crop", 0), ("erase", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("crop", 0), ("erase", 0), ("average", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 msg = f"{name} must be an integer of at least {least}, got {value!r}"
@@ -76,6 +80,9 @@ class Recipe:
             if not fits:
                 msg = f"{name} must be {range_}, got {getattr(self, name)!r}"
                 raise ValueError(msg)
+        if self.average > self.epochs:
+            msg = f"average must be at most the {self.epochs} epochs, got {self.average}"
+            raise ValueError(msg)
         if self.nesterov and not self.momentum:
             msg = "nesterov needs a momentum above 0; set nesterov=False"
             raise ValueError(msg)
@@ -189,7 +196,7 @@ def fit(
             cross-entropy with ``labels``.
         start: A state to go on from, as ``listen`` was given one.
         listen: Called after every epoch with an `Epoch` and a function that returns the state; returning True ends
-            the training. It may bring the network into eval mode.
+            the training, without an average. It may bring the network into eval mode.
         tick: Called after every step with the steps done and those of the whole training.
 
     Returns:
@@ -213,20 +220,22 @@ def fit(
     )
     total = recipe.epochs * len(batches)
     schedule = _schedule(optimizer, recipe, total)
+    average = torch.optim.swa_utils.AveragedModel(network) if recipe.average else None
     done = 0
     if start is not None:
         done = int(start["epoch"])
         network.load_state_dict(start["network"])
         optimizer.load_state_dict(start["optimizer"])
         schedule.load_state_dict(start["schedule"])
+        if average is not None:
+            average.load_state_dict(start["average"])
 
     def state() -> dict[str, Any]:
-        return {
-            "epoch": done,
-            "network": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-        }
+        parts = {"network": network, "optimizer": optimizer, "schedule": schedule, "average": average}
+        return {"epoch": done, **{key: part.state_dict() for key, part in parts.items() if part is not None}}
+
+    def autocast() -> Any:
+        return torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
 
     history: list[Epoch] = []
     while done < recipe.epochs:
@@ -234,7 +243,7 @@ def fit(
         set_mode(network, training=True)
         for step, (rows, x) in enumerate(batches.epoch(done), start=done * len(batches) + 1):
             x, y = x.to(device), targets[torch.from_numpy(rows)]
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            with autocast():
                 logits = network(x).float()
             value = torch.nn.functional.cross_entropy(logits, y) if loss is None else loss(logits, rows, x)
             optimizer.zero_grad(set_to_none=True)
@@ -258,9 +267,15 @@ def fit(
         if not math.isfinite(epoch.loss):
             msg = f"the loss of epoch {done} is {epoch.loss}; lower the learning rate, {recipe.rate}"
             raise ValueError(msg)
+        if average is not None and done > recipe.epochs - recipe.average:
+            average.update_parameters(network)
         history.append(epoch)
         if listen is not None and listen(epoch, state):
-            break
+            return history
+    if average is not None:
+        network.load_state_dict(average.module.state_dict())
+        with autocast():
+            torch.optim.swa_utils.update_bn((x.to(device) for _, x in batches.epoch(recipe.epochs)), network)
     return history
 
 

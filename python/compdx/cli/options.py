@@ -53,6 +53,10 @@ Rate = Annotated[float | None, typer.Option("--rate", help="Learning rate; the p
 Crop = Annotated[int | None, typer.Option("--crop", min=0, help="Pixels by which images are shifted at random.")]
 Flip = Annotated[bool | None, typer.Option("--flip/--no-flip", help="Whether images are mirrored at random.")]
 Erase = Annotated[int | None, typer.Option("--erase", min=0, help="Side of a grey square put on images at random.")]
+Schedule = Annotated[
+    str | None, typer.Option("--schedule", metavar="one-cycle|constant", help="How the learning rate goes.")
+]
+Average = Annotated[int | None, typer.Option("--average", min=0, help="Average the weights of the last N epochs.")]
 Precision = Annotated[
     str | None, typer.Option("--precision", metavar="bfloat16|float32", help="Arithmetic of the training.")
 ]

@@ -27,10 +27,12 @@ def command(
     epochs: opt.Epochs = None,
     batch_size: opt.BatchSize = None,
     rate: opt.Rate = None,
+    schedule: opt.Schedule = None,
     weight_decay: Annotated[float | None, typer.Option("--weight-decay", help="Of the weights.")] = None,
     crop: opt.Crop = None,
     flip: opt.Flip = None,
     erase: opt.Erase = None,
+    average: opt.Average = None,
     precision: opt.Precision = None,
     mean: Annotated[
         str | None, typer.Option("--mean", help="Mean of the input; of the training images when not given.")
@@ -62,10 +64,12 @@ def command(
             epochs=epochs,
             batch_size=batch_size,
             rate=rate,
+            schedule=schedule,
             weight_decay=weight_decay,
             crop=crop,
             flip=flip,
             erase=erase,
+            average=average,
             precision=precision,
         )
         with Epochs(recipe.epochs, quiet=quiet) as screen:

@@ -52,7 +52,7 @@ def train_network(
 ) -> Pretrained:
     """Train a network of the zoo and measure it.
 
-    The test images choose nothing: what the last epoch leaves is the result.
+    The test images choose nothing: what the recipe leaves is the result, the last epoch's weights or an average.
 
     Args:
         name: A name that `build` takes.
