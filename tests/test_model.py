@@ -291,6 +291,17 @@ def test_replace_keeps_what_is_not_named() -> None:
     assert (other.name, other.class_offset, other.outputs) == ("net", 1, "probabilities")
 
 
+def test_replace_with_another_object_keeps_the_settings_and_no_twin() -> None:
+    twin, other = torch.nn.Linear(4, 3).eval(), Recorder()
+    model = Model(torch.nn.Linear(4, 3).eval(), twin=twin, mean=0.5, name="net", outputs="probabilities")
+    assert model.replace(name="again").twin is twin
+    replaced = model.replace(other, class_offset=2)
+    assert (replaced.inputs, replaced.name, replaced.outputs) == (model.inputs, "net", "probabilities")
+    assert replaced.class_offset == 2
+    with pytest.raises(TypeError, match="net"):
+        _ = replaced.twin
+
+
 def test_describe_is_json() -> None:
     about = json.loads(json.dumps(Pair(torch.nn.Linear(4, 3).eval(), Recorder()).describe()))
     assert about["original"]["parameters"] == 15

@@ -199,7 +199,7 @@ class TestFit:
             labels,
             recipe,
             inputs=INPUTS,
-            listen=lambda epoch, state: kept.append(copy.deepcopy(state()["network"])),
+            listen=lambda _, state: kept.append(copy.deepcopy(state()["network"])),
         )
         plain = small()
         fit(plain, images, labels, replace(recipe, average=0), inputs=INPUTS)

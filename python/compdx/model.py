@@ -222,8 +222,11 @@ class Model:
             raise TypeError(msg)
         return self._obj
 
-    def replace(self, **changes: Any) -> Model:
-        """The same model with other settings; the keywords are those of the constructor."""
+    def replace(self, obj: Any = None, /, **changes: Any) -> Model:
+        """The same model with other settings, or another object with these settings; keywords as in the constructor.
+
+        A twin that the constructor was given belongs to its model: another object comes without it.
+        """
         channels_last = self.memory_format == "channels_last"
         settings: dict[str, Any] = {
             **dataclasses.asdict(self.inputs),
@@ -234,9 +237,10 @@ class Model:
             "name": self.name,
             "memory_format": self.memory_format,
             "allow_training": self.allow_training,
-            "twin": self._twin,
         }
-        return Model(self._obj if self.compressed is None else self.compressed, **{**settings, **changes})
+        if obj is None:
+            obj, settings["twin"] = (self._obj if self.compressed is None else self.compressed), self._twin
+        return Model(obj, **{**settings, **changes})
 
     def describe(self) -> dict[str, Any]:
         """All that is known of the model, as JSON values: name, type, size, weights, preprocessing, device, version.

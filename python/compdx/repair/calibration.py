@@ -12,7 +12,6 @@ from compdx.findings import Findings
 from compdx.model import Model, Pair, import_optional
 from compdx.pictures import Pictures
 from compdx.repair import measuring
-from compdx.repair.finetuning import alike
 from compdx.repair.reporting import Change, Repaired, RepairReport
 from compdx.seeds import Seeds
 
@@ -83,8 +82,7 @@ def calibrate(
     finite = np.isfinite(wanted).all(1) & np.isfinite(vectors).all(1)
     fitted = _untrained(classifier, seed).fit(vectors[finite], wanted[finite].argmax(1))
     inputs = pair.compressed.inputs
-    calibrated = alike(
-        pair.compressed,
+    calibrated = pair.compressed.replace(
         _Calibrated(pair.compressed, fitted, vectors.shape[1]),
         layout=inputs.layout,
         dtype="float32" if inputs.dtype == "bfloat16" else inputs.dtype,

@@ -235,7 +235,7 @@ class _Checkpoints:
 
     def __call__(self, epoch: Epoch, state: Callable[[], dict[str, Any]]) -> bool:  # noqa: ARG002
         training.set_mode(self._network, training=False)
-        candidate = alike(self._model, self._rebuild(_copy(self._network)))
+        candidate = self._model.replace(self._rebuild(_copy(self._network)))
         training.set_mode(self._network, training=True)
         accuracy = measuring.accuracy(candidate, self._holdout)
         if accuracy > self._best:
@@ -248,24 +248,6 @@ class _Checkpoints:
         self.history.append(moment)
         self._tell(moment)
         return epoch.epoch - self._improved >= self._patience
-
-
-def alike(model: Model, obj: Any, **changes: Any) -> Model:
-    """A model of ``obj`` with the settings of another one; the keywords are those of `Model`."""
-    inputs, channels_last = model.inputs, model.memory_format == "channels_last"
-    settings: dict[str, Any] = {
-        "mean": inputs.mean,
-        "std": inputs.std,
-        "bounds": inputs.bounds,
-        "layout": "NCHW" if channels_last else inputs.layout,
-        "dtype": inputs.dtype,
-        "outputs": model.outputs,
-        "class_offset": model.class_offset,
-        "device": model.device,
-        "name": model.name,
-        "memory_format": model.memory_format,
-    }
-    return Model(obj, **{**settings, **changes})
 
 
 def _trainee(model: Model, *, keep_zeros: bool) -> tuple[Any, Callable[[Any], Any]]:
