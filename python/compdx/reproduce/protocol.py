@@ -69,7 +69,7 @@ SCALES = {
         again=500,
         reported=2000,
         train=Recipe(epochs=44),
-        prune=Recipe(epochs=6, rate=0.02),
+        prune=Recipe(epochs=8, rate=0.01, schedule="constant", erase=8, average=6),
         quant=replace(_TUNE, epochs=1, rate=1e-3, weight_decay=1e-4),
         repair=replace(_TUNE, epochs=8, rate=2e-3),
         repair_pictures=10_000,
