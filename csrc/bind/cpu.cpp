@@ -41,9 +41,9 @@ void judge(const BoundSlots& bound, const py::tuple& original, const py::tuple& 
     cpu::judge(bound.rules, slots, a, b, classes, how);
 }
 
-void harvest(const BoundSlots& bound, int64_t consumed) {
+void harvest(const BoundSlots& bound) {
     py::gil_scoped_release release;
-    cpu::harvest(bound.rules, bound.slots, consumed);
+    cpu::harvest(bound.rules, bound.slots);
 }
 
 void refill(const BoundSlots& bound) {
@@ -131,7 +131,7 @@ void register_cpu(py::module_& module) {
                py::arg("type"), py::arg("layout"), py::arg("threads"), py::arg("isa"));
     module.def("cpu_judge", &judge, py::arg("slots"), py::kw_only(), py::arg("original"), py::arg("compressed"),
                py::arg("classes"), py::arg("threads"), py::arg("isa"));
-    module.def("cpu_harvest", &harvest, py::arg("slots"), py::kw_only(), py::arg("consumed"));
+    module.def("cpu_harvest", &harvest, py::arg("slots"));
     module.def("cpu_refill", &refill, py::arg("slots"));
     module.def("cpu_apply", &apply, py::kw_only(), py::arg("operator"), py::arg("size"), py::arg("seed"),
                py::arg("shape"), py::arg("overflow"), py::arg("linf"), py::arg("skip_identity"), py::arg("count"),

@@ -25,9 +25,9 @@ void judge(const BoundSlots& bound, const py::tuple& original, const py::tuple& 
     cuda::judge(bound.rules, slots, a, b, classes, stream_of(stream));
 }
 
-void harvest(const BoundSlots& bound, int64_t consumed, uintptr_t stream) {
+void harvest(const BoundSlots& bound, uintptr_t stream) {
     py::gil_scoped_release release;
-    cuda::harvest(bound.rules, bound.slots, consumed, stream_of(stream));
+    cuda::harvest(bound.rules, bound.slots, stream_of(stream));
 }
 
 void refill(const BoundSlots& bound, uintptr_t stream) {
@@ -97,7 +97,7 @@ void register_cuda(py::module_& module) {
                py::arg("type"), py::arg("layout"), py::arg("stream"));
     module.def("cuda_judge", &judge, py::arg("slots"), py::kw_only(), py::arg("original"), py::arg("compressed"),
                py::arg("classes"), py::arg("stream"));
-    module.def("cuda_harvest", &harvest, py::arg("slots"), py::kw_only(), py::arg("consumed"), py::arg("stream"));
+    module.def("cuda_harvest", &harvest, py::arg("slots"), py::kw_only(), py::arg("stream"));
     module.def("cuda_refill", &refill, py::arg("slots"), py::kw_only(), py::arg("stream"));
     module.def("cuda_apply", &apply, py::kw_only(), py::arg("operator"), py::arg("size"), py::arg("seed"),
                py::arg("shape"), py::arg("overflow"), py::arg("linf"), py::arg("skip_identity"), py::arg("count"),

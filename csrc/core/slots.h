@@ -6,11 +6,13 @@
 namespace compdx {
 
 // Counters that travel with the search. `ended` is the write position of the harvest ring: record i lies at i modulo its capacity.
+// `consumed` is the reader's, who alone writes it: what lies before it has been read and may be overwritten.
 struct Counters {
-    int64_t next;     // place in the queue of the next seed to load
-    int64_t ended;    // chains harvested so far
-    int64_t active;   // slots that will take part in the next iteration
-    int64_t queries;  // queries asked for so far
+    int64_t next;      // place in the queue of the next seed to load
+    int64_t ended;     // chains harvested so far
+    int64_t active;    // slots that will take part in the next iteration
+    int64_t queries;   // queries asked for so far
+    int64_t consumed;  // chains read from the ring so far
 };
 
 struct Slots {

@@ -130,9 +130,9 @@ void judge(const Rules& rules, const Slots& slots, const float* original, const 
     });
 }
 
-void harvest(const Rules& rules, const Slots& slots, int64_t consumed) {
+void harvest(const Rules& rules, const Slots& slots) {
     const int32_t pixels = rules.shape.size();
-    int64_t room = slots.ring_capacity - (slots.counters->ended - consumed);
+    int64_t room = slots.ring_capacity - (slots.counters->ended - slots.counters->consumed);
     for (int64_t slot = 0; slot < slots.count && room > 0; ++slot) {
         Chain& chain = slots.chains[slot];
         if (chain.status != Status::ended) continue;

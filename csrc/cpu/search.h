@@ -21,9 +21,8 @@ void mutate(const Rules& rules, const Slots& slots, const Input& input, const Ex
 void judge(const Rules& rules, const Slots& slots, const float* original, const float* compressed, int32_t classes,
            const Execution& execution);
 
-// Moves ended chains, in the order of their slots, into the ring. `consumed` records have been read from it so far; what does not fit
-// stays parked in its slot.
-void harvest(const Rules& rules, const Slots& slots, int64_t consumed);
+// Moves ended chains, in the order of their slots, into the ring; what does not fit stays parked in its slot.
+void harvest(const Rules& rules, const Slots& slots);
 
 // Gives idle slots, in their order, the next seeds of the queue.
 void refill(const Rules& rules, const Slots& slots);

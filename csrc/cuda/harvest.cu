@@ -11,10 +11,10 @@ constexpr int kMoveThreads = 128;
 
 // Writes 1 + place in the ring into `reserved` of the chains that are to move; nobody but move_kernel sees it. Only this kernel touches
 // the counter, after all its threads have read it.
-__global__ void __launch_bounds__(kNumberThreads) number_kernel(const __grid_constant__ Slots slots, int64_t consumed) {
+__global__ void __launch_bounds__(kNumberThreads) number_kernel(const __grid_constant__ Slots slots) {
     __shared__ int32_t warps[kWarp];
     const int64_t ended = slots.counters->ended;
-    const int64_t room = slots.ring_capacity - (ended - consumed);
+    const int64_t room = slots.ring_capacity - (ended - slots.counters->consumed);
     int64_t taken = 0;
     for (int64_t base = 0; base < slots.count; base += kNumberThreads * kSlotsEach) {
         const int64_t first = base + kSlotsEach * static_cast<int64_t>(threadIdx.x);
@@ -86,13 +86,13 @@ __global__ void __launch_bounds__(kMoveThreads)
 
 }  // namespace
 
-void harvest(const Rules& rules, const Slots& slots, int64_t consumed, void* stream) {
+void harvest(const Rules& rules, const Slots& slots, void* stream) {
     if (slots.count == 0) return;
     if (slots.ring_capacity >= std::numeric_limits<uint32_t>::max()) {
         throw std::runtime_error("harvest: expected a ring of less than 2^32 - 1 records, got " +
                                  std::to_string(slots.ring_capacity));
     }
-    launch("harvest (number)", number_kernel, {1, kNumberThreads}, stream, slots, consumed);
+    launch("harvest (number)", number_kernel, {1, kNumberThreads}, stream, slots);
     launch("harvest (move)", move_kernel, {blocks_for(slots.count, kWarp, "harvest"), kMoveThreads}, stream, rules,
            slots);
 }

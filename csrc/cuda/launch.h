@@ -15,7 +15,7 @@ int device_count();  // 0 when there is no driver
 void mutate(const Rules& rules, const Slots& slots, const Input& input, void* stream);
 void judge(const Rules& rules, const Slots& slots, const float* original, const float* compressed, int32_t classes,
            void* stream);
-void harvest(const Rules& rules, const Slots& slots, int64_t consumed, void* stream);
+void harvest(const Rules& rules, const Slots& slots, void* stream);
 void refill(const Rules& rules, const Slots& slots, void* stream);
 
 void apply(const ApplyTask& task, void* stream);

@@ -152,7 +152,6 @@ void search(const Settings& settings, int iterations, const std::string& name) {
     Search cpu(settings);
     Search cuda = cpu;
     std::vector<float> original, compressed;
-    int64_t consumed = 0;
     const Rules& rules = settings.rules;
     int64_t kinds[5] = {};
     for (int i = 0; i < iterations && differences == 0; ++i) {
@@ -170,14 +169,15 @@ void search(const Settings& settings, int iterations, const std::string& name) {
         cpu::judge(rules, cpu.slots(), original.data(), compressed.data(), settings.classes, kOneThread);
         cuda::judge(rules, cuda.slots(), original.data(), compressed.data(), settings.classes, nullptr);
         compare(step + "judge", cpu, cuda);
-        cpu::harvest(rules, cpu.slots(), consumed);
-        cuda::harvest(rules, cuda.slots(), consumed, nullptr);
+        cpu::harvest(rules, cpu.slots());
+        cuda::harvest(rules, cuda.slots(), nullptr);
         compare(step + "harvest", cpu, cuda);
-        const int64_t ended = cpu.counters.data()->ended;
-        for (int64_t r = consumed; r < ended; ++r)
-            kinds[static_cast<int>(cpu.ring_chains.data()[r % settings.ring].kind)] += 1;
         // At times the reader is late, and ended chains have to wait.
-        if (i % 4 != 1) consumed = ended;
+        if (i % 4 == 1) continue;
+        const Counters& counters = *cpu.counters.data();
+        for (int64_t r = counters.consumed; r < counters.ended; ++r)
+            kinds[static_cast<int>(cpu.ring_chains.data()[r % settings.ring].kind)] += 1;
+        for (Search* search : {&cpu, &cuda}) search->counters.data()->consumed = counters.ended;
     }
     std::printf("%s: effective %ld, invalid %ld, seed %ld, non-finite %ld, exhausted %ld\n", name.c_str(),
                 static_cast<long>(kinds[0]), static_cast<long>(kinds[1]), static_cast<long>(kinds[2]),

@@ -73,6 +73,9 @@ class Host:
     def view(self, array: Any) -> tuple[int, int]:
         return array.ctypes.data, array.nbytes
 
+    def set_bytes(self, array: Any, place: int, value: np.generic) -> None:
+        array.view(np.uint8).reshape(-1)[place : place + value.nbytes] = np.frombuffer(value.tobytes(), np.uint8)
+
     def poll(self, array: Any) -> npt.NDArray[Any]:
         return self.get(array)
 
@@ -134,6 +137,11 @@ class Cuda:
     def get(self, array: Any) -> npt.NDArray[Any]:
         host: npt.NDArray[Any] = array.cpu().numpy()
         return host
+
+    def set_bytes(self, array: Any, place: int, value: np.generic) -> None:
+        """Overwrite a few bytes of an array in the order of the current stream, without waiting for it."""
+        flat = array.view(self._torch.uint8).reshape(-1)
+        flat[place : place + value.nbytes].copy_(self.send(np.array(value)), non_blocking=True)
 
     def poll(self, array: Any) -> npt.NDArray[Any]:
         """Return a copy of the one small array that is polled, at most ``_POLL_LAG`` calls old; waits only beyond that.

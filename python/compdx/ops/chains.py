@@ -71,7 +71,9 @@ IDLE, FRESH, ACTIVE, ENDED = range(4)
 
 _SAVED = ("chains", "images", "traces", "coverage")
 
-COUNTERS = np.dtype([("next", np.int64), ("ended", np.int64), ("active", np.int64), ("queries", np.int64)])
+# csrc/core/slots.h
+COUNTERS = np.dtype([(name, np.int64) for name in ("next", "ended", "active", "queries", "consumed")])
+_CONSUMED_AT = COUNTERS.fields["consumed"][1] if COUNTERS.fields else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +230,6 @@ class Chains:
         self._queue_length = len(queue)
         tags = rules.places if rules.coverage == "hash" else 0
         per_chain = 3 * (CHAIN.itemsize + rules.budget) + 2 * (self._pitch + math.prod(rules.shape)) + 4 * tags
-        self._consumed = 0
         self._classes = 0
         backend = self._backend
         idle = np.zeros(count, CHAIN)
@@ -271,7 +272,7 @@ class Chains:
 
     @property
     def counters(self) -> dict[str, int]:
-        """Counters as of now: ``next``, ``ended``, ``active``, ``queries``. Waits for the device on CUDA."""
+        """Counters as of now: ``next``, ``ended``, ``active``, ``queries``, ``consumed``. Waits for the device on CUDA."""
         return _counters(self._backend.get(self._arrays["counters"]))
 
     def poll(self) -> dict[str, int]:
@@ -299,12 +300,14 @@ class Chains:
         """Return the chains harvested since the last call: ``chains`` [M], ``images`` [M, C, H, W], ``traces`` (list of
         M).
 
-        NumPy arrays that the caller owns. Waits for the device on CUDA.
+        NumPy arrays that the caller owns. Waits for the device on CUDA; that what was read may be overwritten, the
+        device learns on PyTorch's current stream.
         """
-        ended = self.counters["ended"]
-        places = self._backend.put(np.arange(self._consumed, ended) % self.ring_capacity)
+        counters = self.counters
+        places = self._backend.put(np.arange(counters["consumed"], counters["ended"]) % self.ring_capacity)
         chains, images, traces = (self._host(name, places) for name in ("ring_chains", "ring_images", "ring_traces"))
-        self._consumed = ended  # last: what could not be copied is still in the ring
+        # Last: what could not be copied is still in the ring.
+        self._backend.set_bytes(self._arrays["counters"], _CONSUMED_AT, np.int64(counters["ended"]))
         return {
             "chains": chains,
             "images": images,
@@ -485,7 +488,7 @@ def harvest(chains: Chains) -> None:
     Device: that of ``chains``; asynchronous on CUDA, on PyTorch's current stream.
     Errors: TypeError that names the argument.
     """
-    _backend_of(chains).call("harvest", chains._slots, consumed=chains._consumed, threaded=False)
+    _backend_of(chains).call("harvest", chains._slots, threaded=False)
 
 
 def refill(chains: Chains) -> None:
