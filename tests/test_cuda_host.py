@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / "tests" / "cuda_host"
 KERNELS = [
     ROOT / "csrc" / "cuda" / f"{name}.cu"
-    for name in ("mutate", "judge", "harvest", "refill", "descend", "neurons", "device")
+    for name in ("mutate", "judge", "harvest", "refill", "step", "descend", "neurons", "device")
 ]
 HOST = [
     *(HERE / f"{name}.cpp" for name in ("compare", "emulator")),
@@ -71,5 +71,6 @@ def test_kernels_on_the_host_equal_the_cpu(tmp_path):
     # The comparison is worth something: chains of every kind ended on the way.
     for kind in ("effective", "invalid", "seed", "non-finite", "exhausted"):
         assert sum(map(int, re.findall(rf"{kind} (\d+)", done.stdout))) >= 30, done.stdout
+    assert sum(map(int, re.findall(r"parked (\d+)", done.stdout))) >= 1000, done.stdout  # the ring was full at times
     for way in ("by draws", "by scan", "none"):
         assert int(re.search(rf"{way} (\d+)", done.stdout)[1]) >= 20, done.stdout

@@ -48,7 +48,19 @@ void harvest(const BoundSlots& bound) {
 
 void refill(const BoundSlots& bound) {
     py::gil_scoped_release release;
-    cpu::refill(bound.rules, bound.slots);
+    cpu::refill(bound.slots);
+}
+
+void step(const BoundSlots& bound, const py::tuple& original, const py::tuple& compressed, int32_t classes,
+          const py::tuple& data, const py::tuple& table, const std::string& type, const std::string& layout,
+          int threads, const std::string& isa) {
+    const Slots slots = bound.with_classes(classes);
+    const float* a = view(original).as<float>(slots.count * classes, "original");
+    const float* b = view(compressed).as<float>(slots.count * classes, "compressed");
+    const Input input = make_input(bound.rules.shape, slots.count, view(data), view(table), type, layout);
+    const cpu::Execution how = execution(threads, isa);
+    py::gil_scoped_release release;
+    cpu::step(bound.rules, slots, input, a, b, classes, how);
 }
 
 void apply(const std::string& op, int32_t size, uint64_t seed, const py::tuple& shape, const std::string& overflow,
@@ -133,6 +145,9 @@ void register_cpu(py::module_& module) {
                py::arg("classes"), py::arg("threads"), py::arg("isa"));
     module.def("cpu_harvest", &harvest, py::arg("slots"));
     module.def("cpu_refill", &refill, py::arg("slots"));
+    module.def("cpu_step", &step, py::arg("slots"), py::kw_only(), py::arg("original"), py::arg("compressed"),
+               py::arg("classes"), py::arg("data"), py::arg("table"), py::arg("type"), py::arg("layout"),
+               py::arg("threads"), py::arg("isa"));
     module.def("cpu_apply", &apply, py::kw_only(), py::arg("operator"), py::arg("size"), py::arg("seed"),
                py::arg("shape"), py::arg("overflow"), py::arg("linf"), py::arg("skip_identity"), py::arg("count"),
                py::arg("images"), py::arg("indices"), py::arg("steps"), py::arg("origins"), py::arg("origin_count"),

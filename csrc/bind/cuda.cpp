@@ -32,7 +32,21 @@ void harvest(const BoundSlots& bound, uintptr_t stream) {
 
 void refill(const BoundSlots& bound, uintptr_t stream) {
     py::gil_scoped_release release;
-    cuda::refill(bound.rules, bound.slots, stream_of(stream));
+    cuda::refill(bound.slots, stream_of(stream));
+}
+
+void step(const BoundSlots& bound, const py::tuple& original, const py::tuple& compressed, int32_t classes,
+          const py::tuple& data, const py::tuple& table, const std::string& type, const std::string& layout,
+          int threads, uintptr_t stream) {
+    const Slots slots = bound.with_classes(classes);
+    const float* a = view(original).as<float>(slots.count * classes, "original");
+    const float* b = view(compressed).as<float>(slots.count * classes, "compressed");
+    const Input input = make_input(bound.rules.shape, slots.count, view(data), view(table), type, layout);
+    if (threads != 0 && threads != 32 && threads != 128 && threads != 512) {
+        throw std::invalid_argument("threads: expected 0, 32, 128 or 512, got " + std::to_string(threads));
+    }
+    py::gil_scoped_release release;
+    cuda::step(bound.rules, slots, input, a, b, classes, threads, stream_of(stream));
 }
 
 void apply(const std::string& op, int32_t size, uint64_t seed, const py::tuple& shape, const std::string& overflow,
@@ -99,6 +113,9 @@ void register_cuda(py::module_& module) {
                py::arg("classes"), py::arg("stream"));
     module.def("cuda_harvest", &harvest, py::arg("slots"), py::kw_only(), py::arg("stream"));
     module.def("cuda_refill", &refill, py::arg("slots"), py::kw_only(), py::arg("stream"));
+    module.def("cuda_step", &step, py::arg("slots"), py::kw_only(), py::arg("original"), py::arg("compressed"),
+               py::arg("classes"), py::arg("data"), py::arg("table"), py::arg("type"), py::arg("layout"),
+               py::arg("threads") = 0, py::arg("stream"));
     module.def("cuda_apply", &apply, py::kw_only(), py::arg("operator"), py::arg("size"), py::arg("seed"),
                py::arg("shape"), py::arg("overflow"), py::arg("linf"), py::arg("skip_identity"), py::arg("count"),
                py::arg("images"), py::arg("indices"), py::arg("steps"), py::arg("origins"), py::arg("origin_count"),

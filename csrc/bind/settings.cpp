@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "bind/areas.h"
+#include "core/coverage.h"
 
 namespace compdx::bind {
 namespace {
@@ -93,8 +94,8 @@ BoundSlots make_slots(const Rules& rules, int64_t count, int64_t pitch, const py
     slots.chains = view(chains).as<Chain>(count, "chains");
     slots.images = view(images).as<uint8_t>(2 * count * pitch, "images");
     slots.traces = view(traces).as<uint8_t>(count * budget, "traces");
-    slots.coverage =
-        view(coverage).as<uint32_t>(rules.coverage == Coverage::hash ? count * rules.capacity : 0, "coverage");
+    slots.coverage = view(coverage).as<uint32_t>(
+        rules.coverage == Coverage::hash ? count * table_words(rules.capacity) : 0, "coverage");
     slots.counters = view(counters).as<Counters>(1, "counters");
     slots.seeds = view(seeds).as<uint8_t>(seed_count * pixels, "seeds");
     slots.identities = view(identities).as<uint64_t>(seed_count, "identities");

@@ -12,6 +12,13 @@ enum class Status : uint8_t {
     ended = 3,   // waits to be harvested
 };
 
+inline namespace COMPDX_ISA_NAMESPACE {
+
+// Whether the slot takes part in the next iteration.
+COMPDX_HD bool is_working(Status status) { return status == Status::fresh || status == Status::active; }
+
+}  // namespace COMPDX_ISA_NAMESPACE
+
 enum class Kind : uint8_t { effective = 0, invalid = 1, seed = 2, non_finite = 3, exhausted = 4 };
 
 constexpr uint8_t kNoOperator = 7;

@@ -27,16 +27,26 @@ COMPDX_HD uint32_t state_tag(uint64_t hash) {
     return tag == 0 ? 1 : tag;
 }
 
-// Enters a tag into a chain's private table (capacity a power of two, 0 = empty). Returns whether it was new. `stored` counts the
-// tags that were new; from half full on, a new tag takes its first place, so the table never fills up and old states are forgotten.
-COMPDX_HD bool enter_tag(uint32_t* table, uint32_t capacity, uint32_t stored, uint32_t tag) {
+// A chain's private table: `capacity` tags (a power of two), then a bit for each that says whether its place is taken. A new chain
+// clears the bits alone, one word for 32 tags; what its predecessor has left in the other places is never read.
+COMPDX_HD constexpr int64_t taken_words(uint32_t capacity) { return (static_cast<int64_t>(capacity) + 31) / 32; }
+COMPDX_HD constexpr int64_t table_words(uint32_t capacity) { return capacity + taken_words(capacity); }
+
+COMPDX_HD bool is_taken(const uint32_t* taken, uint32_t place) { return (taken[place / 32] >> place % 32 & 1u) != 0; }
+
+// Enters a tag. Returns whether it was new. `stored` counts the tags that were new; from half full on, a new tag takes its first place,
+// so the table never fills up and old states are forgotten.
+COMPDX_HD bool enter_tag(uint32_t* tags, uint32_t capacity, uint32_t stored, uint32_t tag) {
+    uint32_t* taken = tags + capacity;
     const uint32_t mask = capacity - 1;
     uint32_t place = tag & mask;
-    for (uint32_t probes = 0; probes < capacity && table[place] != 0; ++probes) {
-        if (table[place] == tag) return false;
+    for (uint32_t probes = 0; probes < capacity && is_taken(taken, place); ++probes) {
+        if (tags[place] == tag) return false;
         place = (place + 1) & mask;
     }
-    table[stored >= capacity / 2 ? tag & mask : place] = tag;
+    if (stored >= capacity / 2) place = tag & mask;
+    tags[place] = tag;
+    taken[place / 32] |= 1u << place % 32;
     return true;
 }
 

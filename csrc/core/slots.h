@@ -21,7 +21,7 @@ struct Slots {
     Chain* chains;    // [count]
     uint8_t* images;  // [2][count][pitch], planar C, H, W
     uint8_t* traces;  // [count][budget], one byte a step: operator | kTraceAccepted
-    void* coverage;   // hash: uint32 [count][capacity]; nearest: uint16 [count][capacity][2 * classes]
+    void* coverage;   // hash: uint32 [count][table_words(capacity)]; nearest: uint16 [count][capacity][2 * classes]
     Counters* counters;
 
     const uint8_t* seeds;        // [seed_count][shape.size()]

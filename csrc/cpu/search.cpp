@@ -64,7 +64,10 @@ bool enter_state(const Rules& rules, const Slots& slots, const Loops& loop, int6
     if (rules.coverage == Coverage::hash) {
         const uint64_t hash =
             loop.state_hash(state, classes, 0, rules.grid) + loop.state_hash(state + classes, classes, 1, rules.grid);
-        uint32_t* table = static_cast<uint32_t*>(slots.coverage) + slot * rules.capacity;
+        uint32_t* table = static_cast<uint32_t*>(slots.coverage) + slot * table_words(rules.capacity);
+        if (chain.status == Status::fresh) {
+            std::memset(table + rules.capacity, 0, taken_words(rules.capacity) * sizeof(uint32_t));
+        }
         return enter_tag(table, rules.capacity, chain.states, state_tag(hash));
     }
     const int64_t width = 2 * static_cast<int64_t>(classes);
@@ -80,7 +83,7 @@ bool enter_state(const Rules& rules, const Slots& slots, const Loops& loop, int6
 void judge_slot(const Rules& rules, const Slots& slots, const Loops& loop, int64_t slot, const float* original,
                 const float* compressed, int32_t classes, uint16_t* state) {
     Chain& chain = slots.chains[slot];
-    if (chain.status != Status::fresh && chain.status != Status::active) return;
+    if (!is_working(chain.status)) return;
     const bool is_mutant = chain.status == Status::active;
     const Scored a = loop.score({original + slot * classes, classes, rules.original_scores, state});
     const Scored b = loop.score({compressed + slot * classes, classes, rules.compressed_scores, state + classes});
@@ -150,7 +153,7 @@ void harvest(const Rules& rules, const Slots& slots) {
     }
 }
 
-void refill(const Rules& rules, const Slots& slots) {
+void refill(const Slots& slots) {
     Counters& counters = *slots.counters;
     int64_t active = 0;
     for (int64_t slot = 0; slot < slots.count; ++slot) {
@@ -158,15 +161,19 @@ void refill(const Rules& rules, const Slots& slots) {
         if (chain.status == Status::idle && counters.next < slots.queue_length) {
             const int64_t row = slots.queue[counters.next++];
             chain = begin_chain(slots.identities[row], static_cast<int32_t>(row));
-            if (rules.coverage == Coverage::hash) {
-                std::memset(static_cast<uint32_t*>(slots.coverage) + slot * rules.capacity, 0,
-                            rules.capacity * sizeof(uint32_t));
-            }
         }
-        active += chain.status == Status::fresh || chain.status == Status::active;
+        active += is_working(chain.status);
     }
     counters.active = active;
     counters.queries += active;
+}
+
+void step(const Rules& rules, const Slots& slots, const Input& input, const float* original, const float* compressed,
+          int32_t classes, const Execution& execution) {
+    judge(rules, slots, original, compressed, classes, execution);
+    harvest(rules, slots);
+    refill(slots);
+    mutate(rules, slots, input, execution);
 }
 
 void apply(const ApplyTask& task, const Execution& execution) {

@@ -25,7 +25,11 @@ void judge(const Rules& rules, const Slots& slots, const float* original, const 
 void harvest(const Rules& rules, const Slots& slots);
 
 // Gives idle slots, in their order, the next seeds of the queue.
-void refill(const Rules& rules, const Slots& slots);
+void refill(const Slots& slots);
+
+// What lies between two queries: judge, harvest, refill, mutate.
+void step(const Rules& rules, const Slots& slots, const Input& input, const float* original, const float* compressed,
+          int32_t classes, const Execution& execution);
 
 // One operator on many images.
 void apply(const ApplyTask& task, const Execution& execution);

@@ -17,7 +17,8 @@ int device_count() { return 0; }
 void mutate(const Rules&, const Slots&, const Input&, void*) { absent(); }
 void judge(const Rules&, const Slots&, const float*, const float*, int32_t, void*) { absent(); }
 void harvest(const Rules&, const Slots&, void*) { absent(); }
-void refill(const Rules&, const Slots&, void*) { absent(); }
+void refill(const Slots&, void*) { absent(); }
+void step(const Rules&, const Slots&, const Input&, const float*, const float*, int32_t, int, void*) { absent(); }
 void apply(const ApplyTask&, void*) { absent(); }
 void normalize(const uint8_t*, int64_t, const Shape&, const Input&, void*) { absent(); }
 void verdicts(const VerdictTask&, void*) { absent(); }

@@ -1,6 +1,6 @@
 // Ended chains leave for the ring in the order of their slots: one CTA numbers them, then many move them.
-#include "cuda/common.cuh"
 #include "cuda/launch.h"
+#include "cuda/ring.cuh"
 
 namespace compdx::cuda {
 namespace {
@@ -39,39 +39,10 @@ __global__ void __launch_bounds__(kNumberThreads) number_kernel(const __grid_con
     if (threadIdx.x == 0) slots.counters->ended = ended + (taken < room ? taken : (room > 0 ? room : 0));
 }
 
-// Copies the image and measures how far it is from its seed; thread 0 gets the answer.
-__device__ __forceinline__ Change move_image(const uint8_t* image, const uint8_t* seed, int32_t pixels, uint8_t* to) {
-    constexpr int each = 8;
-    Change change = {0, 0};
-    for (int32_t i = each * threadIdx.x; i < pixels; i += each * blockDim.x) {
-        const Pack<uint8_t, each> values = load_pack<each>(image + i, pixels - i);
-        const Pack<uint8_t, each> origin = load_pack<each>(seed + i, pixels - i);
-#pragma unroll
-        for (int j = 0; j < each; ++j) add_pixel(change, values.v[j], origin.v[j]);
-        store_pack(to + i, pixels - i, values);
-    }
-    return block_change<kMoveThreads / kWarp>(change);
-}
-
 __device__ __forceinline__ void move_chain(const Rules& rules, const Slots& slots, int64_t slot) {
     Chain& chain = slots.chains[slot];
-    const int32_t pixels = rules.shape.size();
-    const int64_t budget = rules.budget;
-    const int64_t place = static_cast<int64_t>(chain.reserved) - 1;
-    Change change = {0, 0};
-    if (chain.kind != Kind::exhausted) {
-        change = move_image(slots.image(final_buffer(chain), slot), slots.seed(chain.row, pixels), pixels,
-                            slots.ring_images + place * pixels);
-    }
-    copy_bytes(slots.traces + slot * budget, slots.ring_traces + place * budget, chain.step);
-    __syncthreads();  // all have read the record
-    if (threadIdx.x != 0) return;
-    Chain record = chain;
-    record.reserved = 0;
-    record.l2_squared = change.squares;
-    record.linf = static_cast<uint8_t>(change.largest);
-    slots.ring_chains[place] = record;
-    chain = Chain();
+    move_to_ring<kMoveThreads / kWarp>(rules, slots, slot, chain, static_cast<int64_t>(chain.reserved) - 1);
+    if (threadIdx.x == 0) chain = Chain();
 }
 
 // A CTA looks after as many slots as a warp has lanes, since few of them have anything to move.
@@ -80,7 +51,7 @@ __global__ void __launch_bounds__(kMoveThreads)
     const int64_t first = static_cast<int64_t>(blockIdx.x) * kWarp;
     const int64_t mine = first + lane_index();
     unsigned leaving = __ballot_sync(kAllLanes, mine < slots.count && slots.chains[mine].reserved != 0);
-    // Records are reset behind a barrier in move_chain, which every warp reaches with this mask in hand.
+    // Records are reset behind a barrier in move_to_ring, which every warp reaches with this mask in hand.
     for (; leaving != 0; leaving &= leaving - 1) move_chain(rules, slots, first + __ffs(leaving) - 1);
 }
 

@@ -16,7 +16,13 @@ void mutate(const Rules& rules, const Slots& slots, const Input& input, void* st
 void judge(const Rules& rules, const Slots& slots, const float* original, const float* compressed, int32_t classes,
            void* stream);
 void harvest(const Rules& rules, const Slots& slots, void* stream);
-void refill(const Rules& rules, const Slots& slots, void* stream);
+void refill(const Slots& slots, void* stream);
+
+// What lies between two queries, judge, harvest, refill and mutate: in one kernel for images of up to 16 kB with coverage `hash`, else
+// in theirs. `threads` (32, 128, 512) is the size of a chain's group in that one kernel; 0 chooses by image size and number of slots.
+// The one kernel gives slots and places of the ring to whoever comes first, the others in the order of the slots.
+void step(const Rules& rules, const Slots& slots, const Input& input, const float* original, const float* compressed,
+          int32_t classes, int threads, void* stream);
 
 void apply(const ApplyTask& task, void* stream);
 void normalize(const uint8_t* images, int64_t count, const Shape& shape, const Input& input, void* stream);

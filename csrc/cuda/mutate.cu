@@ -1,5 +1,5 @@
 // The next query of every chain, one CTA each; beside it the same two steps without chains.
-#include "core/select.h"
+#include "cuda/choose.cuh"
 #include "cuda/input.cuh"
 #include "cuda/launch.h"
 #include "cuda/operators.cuh"
@@ -15,17 +15,6 @@ constexpr int kResident = 5;
 
 unsigned threads_for(const Shape& shape) { return shape.size() > kLargeImage ? kThreadsOfLarge : kThreads; }
 
-// One lane ranks one operator, by one whole warp.
-__device__ __forceinline__ Operator choose_operator_by_warp(const Rules& rules, const Chain& chain,
-                                                            const Stream& stream) {
-    const Words words = stream_words(stream, Purpose::choose, 0);
-    const uint32_t places = permuted_places(words.w[1]);
-    const int rank = lane_index() < kOperators ? operator_rank(chain, places, lane_index()) : kOperators;
-    const int current = __shfl_sync(kAllLanes, rank, chain.last_operator);
-    const int wanted = drawn_rank(rules.selection, chain.last_operator != kNoOperator, current, words.w[0]);
-    return static_cast<Operator>(__ffs(__ballot_sync(kAllLanes, rank == wanted)) - 1);
-}
-
 __global__ void __launch_bounds__(kThreadsOfLarge, kResident)
     mutate_kernel(const __grid_constant__ Rules rules, const __grid_constant__ Slots slots,
                   const __grid_constant__ Input input) {
@@ -33,7 +22,7 @@ __global__ void __launch_bounds__(kThreadsOfLarge, kResident)
     const int64_t slot = blockIdx.x;
     Chain& chain = slots.chains[slot];
     const Status status = chain.status;
-    if (status != Status::fresh && status != Status::active) return;  // nobody reads the scores of this slot
+    if (!is_working(status)) return;  // nobody reads the scores of this slot
     const int32_t pixels = rules.shape.size();
     const uint8_t* seed = slots.seed(chain.row, pixels);
     const int current = chain.current;
@@ -41,14 +30,8 @@ __global__ void __launch_bounds__(kThreadsOfLarge, kResident)
     if (status == Status::fresh) {
         copy_bytes(seed, image, pixels);
     } else {
-        const Stream stream = {rules.seed, chain.seed_index, chain.step + 1};
-        if (warp_index() == 0) {
-            const Operator op = choose_operator_by_warp(rules, chain, stream);
-            if (lane_index() == 0) {
-                chain.pending = op;
-                draw = draw_operator(op, stream, rules.skip_identity != 0, pixels);
-            }
-        }
+        const Stream stream = stream_of_next(rules, chain);
+        if (warp_index() == 0) draw_next(rules, chain, draw);
         __syncthreads();
         const uint8_t* parent = image;
         image = slots.image(current ^ 1, slot);

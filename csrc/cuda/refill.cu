@@ -1,4 +1,4 @@
-// Idle slots get the next seeds of the queue, in the order of the slots: one CTA hands them out, then many empty their tables.
+// Idle slots get the next seeds of the queue, in the order of the slots, from one CTA.
 #include "cuda/common.cuh"
 #include "cuda/launch.h"
 
@@ -7,7 +7,6 @@ namespace {
 
 constexpr int kLoadThreads = 1024;
 constexpr int kSlotsEach = 4;  // loads in flight a thread
-constexpr int kClearThreads = 128;
 
 // Only this kernel touches the counters, after all its threads have read them.
 __global__ void __launch_bounds__(kLoadThreads) load_kernel(const __grid_constant__ Slots slots) {
@@ -28,7 +27,7 @@ __global__ void __launch_bounds__(kLoadThreads) load_kernel(const __grid_constan
             const Status status = slots.chains[first + i].status;
             is_idle[i] = status == Status::idle;
             idle_here += is_idle[i];
-            working_here += status == Status::fresh || status == Status::active;
+            working_here += is_working(status);
         }
         const Ordered sum = ordered_sum(idle_here, warps);
         int64_t number = idle + sum.before;
@@ -50,31 +49,11 @@ __global__ void __launch_bounds__(kLoadThreads) load_kernel(const __grid_constan
     slots.counters->queries = start.queries + working + loaded;
 }
 
-// Tables of the chains that have not been judged yet; whether they came now or were waiting, theirs are empty. One warp looks after as
-// many slots as it has lanes.
-__global__ void __launch_bounds__(kClearThreads) clear_kernel(const __grid_constant__ Slots slots, uint32_t capacity) {
-    constexpr int each = 4;
-    const int64_t first = (static_cast<int64_t>(blockIdx.x) * (kClearThreads / kWarp) + warp_index()) * kWarp;
-    const int64_t mine = first + lane_index();
-    unsigned fresh = __ballot_sync(kAllLanes, mine < slots.count && slots.chains[mine].status == Status::fresh);
-    for (; fresh != 0; fresh &= fresh - 1) {
-        const int64_t slot = first + __ffs(fresh) - 1;
-        uint32_t* table = static_cast<uint32_t*>(slots.coverage) + slot * capacity;
-        for (int64_t i = each * lane_index(); i < capacity; i += each * kWarp) {
-            store_pack(table + i, capacity - i, Pack<uint32_t, each>{});
-        }
-    }
-}
-
 }  // namespace
 
-void refill(const Rules& rules, const Slots& slots, void* stream) {
+void refill(const Slots& slots, void* stream) {
     if (slots.count == 0) return;
-    launch("refill (load)", load_kernel, {1, kLoadThreads}, stream, slots);
-    if (rules.coverage != Coverage::hash) return;
-    launch("refill (clear)", clear_kernel,
-           {blocks_for(slots.count, kWarp * (kClearThreads / kWarp), "refill"), kClearThreads}, stream, slots,
-           rules.capacity);
+    launch("refill", load_kernel, {1, kLoadThreads}, stream, slots);
 }
 
 }  // namespace compdx::cuda

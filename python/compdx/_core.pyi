@@ -67,6 +67,19 @@ def cpu_mutate(slots: Slots, *, data: _View, table: _View, type: str, layout: st
 def cpu_judge(slots: Slots, *, original: _View, compressed: _View, classes: int, threads: int, isa: str) -> None: ...
 def cpu_harvest(slots: Slots) -> None: ...
 def cpu_refill(slots: Slots) -> None: ...
+def cpu_step(
+    slots: Slots,
+    *,
+    original: _View,
+    compressed: _View,
+    classes: int,
+    data: _View,
+    table: _View,
+    type: str,
+    layout: str,
+    threads: int,
+    isa: str,
+) -> None: ...
 def cpu_apply(
     *,
     operator: str,
@@ -152,6 +165,19 @@ def cuda_mutate(slots: Slots, *, data: _View, table: _View, type: str, layout: s
 def cuda_judge(slots: Slots, *, original: _View, compressed: _View, classes: int, stream: int) -> None: ...
 def cuda_harvest(slots: Slots, *, stream: int) -> None: ...
 def cuda_refill(slots: Slots, *, stream: int) -> None: ...
+def cuda_step(
+    slots: Slots,
+    *,
+    original: _View,
+    compressed: _View,
+    classes: int,
+    data: _View,
+    table: _View,
+    type: str,
+    layout: str,
+    threads: int = 0,
+    stream: int,
+) -> None: ...
 def cuda_apply(
     *,
     operator: str,

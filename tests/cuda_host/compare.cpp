@@ -4,11 +4,13 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <map>
 #include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "core/coverage.h"
 #include "cpu/gradient.h"
 #include "cpu/loops.h"
 #include "cpu/search.h"
@@ -67,8 +69,10 @@ struct Search {
         chains = Array<Chain>(s.chains);
         images = Array<uint8_t>(2 * s.chains * s.pitch);
         traces = Array<uint8_t>(s.chains * s.rules.budget);
-        const size_t entry = s.rules.coverage == Coverage::hash ? sizeof(uint32_t) : 2 * s.classes * sizeof(uint16_t);
-        coverage = Array<uint8_t>(s.chains * s.rules.capacity * entry);
+        const size_t states = s.rules.capacity * 2 * s.classes * sizeof(uint16_t);
+        const bool tags = s.rules.coverage == Coverage::hash;
+        coverage = Array<uint8_t>(s.chains * (tags ? table_words(s.rules.capacity) * sizeof(uint32_t) : states));
+        coverage.fill_randomly();  // what a table held before its chain must not matter
         seeds = Array<uint8_t>(s.seeds * pixels);
         seeds.fill_randomly();
         counters = Array<Counters>(1);
@@ -131,20 +135,23 @@ void compare(const std::string& step, const Search& cpu, const Search& cuda) {
 }
 
 // Scores that now and then deviate, tie, sink below the range of exp, or are not numbers.
+void draw_row(std::mt19937_64& random, Scores kind, int32_t classes, const float* like, float* row) {
+    const auto below = [&random](uint64_t n) { return random() % n; };
+    for (int32_t k = 0; k < classes; ++k) {
+        const double u = static_cast<double>(below(1 << 24)) / (1 << 24);
+        row[k] = static_cast<float>(kind == Scores::logits ? 12 * u - 6 : u);
+        if (like != nullptr && below(40) != 0) row[k] = like[k] * 0.999f;
+    }
+    if (like == nullptr && below(4) != 0) row[below(classes)] = kind == Scores::logits ? 25.0f : 1.0f;
+    if (below(30) == 0) row[below(classes)] = row[below(classes)];
+    if (below(60) == 0) row[below(classes)] = below(2) != 0 ? NAN : -INFINITY;
+    if (below(10) == 0) std::fill(row, row + classes, below(2) != 0 ? 0.0f : -0.0f);
+}
+
 void draw_scores(const Settings& s, Scores kind, std::vector<float>& scores, const std::vector<float>* like) {
     scores.resize(s.chains * s.classes);
-    for (int64_t slot = 0; slot < s.chains; ++slot) {
-        float* row = scores.data() + slot * s.classes;
-        for (int32_t k = 0; k < s.classes; ++k) {
-            const double u = static_cast<double>(random_below(1 << 24)) / (1 << 24);
-            row[k] = static_cast<float>(kind == Scores::logits ? 12 * u - 6 : u);
-            if (like != nullptr && random_below(40) != 0) row[k] = (*like)[slot * s.classes + k] * 0.999f;
-        }
-        if (like == nullptr && random_below(4) != 0)
-            row[random_below(s.classes)] = kind == Scores::logits ? 25.0f : 1.0f;
-        if (random_below(30) == 0) row[random_below(s.classes)] = row[random_below(s.classes)];
-        if (random_below(60) == 0) row[random_below(s.classes)] = random_below(2) != 0 ? NAN : -INFINITY;
-        if (random_below(10) == 0) std::fill(row, row + s.classes, random_below(2) != 0 ? 0.0f : -0.0f);
+    for (int64_t at = 0; at < s.chains * s.classes; at += s.classes) {
+        draw_row(generator, kind, s.classes, like == nullptr ? nullptr : like->data() + at, scores.data() + at);
     }
 }
 
@@ -157,8 +164,8 @@ void search(const Settings& settings, int iterations, const std::string& name) {
     for (int i = 0; i < iterations && differences == 0; ++i) {
         emulator::set_order(static_cast<emulator::Order>(i % 3));
         const std::string step = name + ", iteration " + std::to_string(i) + ", ";
-        cpu::refill(rules, cpu.slots());
-        cuda::refill(rules, cuda.slots(), nullptr);
+        cpu::refill(cpu.slots());
+        cuda::refill(cuda.slots(), nullptr);
         compare(step + "refill", cpu, cuda);
         cpu::mutate(rules, cpu.slots(), cpu.model_input(), kOneThread);
         cuda::mutate(rules, cuda.slots(), cuda.model_input(), nullptr);
@@ -215,6 +222,179 @@ void searches() {
             search(s, 20, "search " + std::to_string(number));
         }
     }
+}
+
+// ---- the four steps in one kernel ---------------------------------------------------------------------------------------------------
+
+// Scores of each working chain's query, which depend on the chain and its step alone: the kernel may have put it into another slot.
+void score_queries(Search& search, std::vector<float>& original, std::vector<float>& compressed) {
+    const Settings& s = search.settings;
+    original.assign(s.chains * s.classes, NAN);
+    compressed.assign(s.chains * s.classes, NAN);
+    for (int64_t slot = 0; slot < s.chains; ++slot) {
+        const Chain& chain = search.chains.data()[slot];
+        if (!is_working(chain.status)) continue;
+        std::mt19937_64 random(chain.seed_index * 1000003 + chain.step +
+                               (chain.status == Status::fresh ? 1u << 31 : 0));
+        float* a = original.data() + slot * s.classes;
+        const bool alike = s.rules.original_scores == s.rules.compressed_scores;
+        draw_row(random, s.rules.original_scores, s.classes, nullptr, a);
+        draw_row(random, s.rules.compressed_scores, s.classes, alike ? a : nullptr,
+                 compressed.data() + slot * s.classes);
+    }
+}
+
+using Bytes = std::vector<uint8_t>;
+using ByIdentity = std::map<uint64_t, Bytes>;
+
+void append(Bytes& bytes, const void* from, size_t count) {
+    const auto* begin = static_cast<const uint8_t*>(from);
+    bytes.insert(bytes.end(), begin, begin + count);
+}
+
+// All that belongs to the chains at work: record, trace, both images as far as they count, set of states, the models' input.
+ByIdentity chains_at_work(Search& search) {
+    const Rules& rules = search.settings.rules;
+    const Slots slots = search.slots();
+    const size_t pixels = rules.shape.size();
+    const size_t bytes = pixels * search.settings.input.element_size();
+    ByIdentity found;
+    for (int64_t slot = 0; slot < slots.count; ++slot) {
+        const Chain& chain = slots.chains[slot];
+        if (!is_working(chain.status)) continue;
+        Bytes& all = found[chain.seed_index];
+        append(all, &chain, sizeof chain);
+        append(all, slots.traces + slot * rules.budget, chain.step);
+        append(all, slots.image(chain.current, slot), pixels);
+        append(all, search.input.data() + slot * bytes, bytes);
+        if (chain.status == Status::fresh) continue;
+        append(all, slots.image(chain.current ^ 1, slot), pixels);
+        const uint32_t* tags = static_cast<const uint32_t*>(slots.coverage) + slot * table_words(rules.capacity);
+        for (uint32_t place = 0; place < rules.capacity; ++place) {
+            const uint32_t tag = is_taken(tags + rules.capacity, place) ? tags[place] : 0;
+            append(all, &tag, sizeof tag);
+        }
+    }
+    return found;
+}
+
+// What lies in the ring unread: record, trace, the image of those that have one.
+void read_ring(Search& search, ByIdentity& read) {
+    const Rules& rules = search.settings.rules;
+    const Slots slots = search.slots();
+    for (; slots.counters->consumed < slots.counters->ended; ++slots.counters->consumed) {
+        const int64_t place = slots.counters->consumed % slots.ring_capacity;
+        const Chain& chain = slots.ring_chains[place];
+        Bytes& all = read[chain.seed_index];
+        if (!all.empty()) {
+            std::printf("seed %lu ended twice\n", static_cast<unsigned long>(chain.seed_index));
+            differences += 1;
+        }
+        append(all, &chain, sizeof chain);
+        append(all, slots.ring_traces + place * rules.budget, chain.step);
+        if (chain.kind == Kind::exhausted) continue;
+        append(all, slots.ring_images + place * rules.shape.size(), rules.shape.size());
+    }
+}
+
+void compare(const std::string& what, const ByIdentity& cpu, const ByIdentity& cuda) {
+    for (const auto& [identity, bytes] : cpu) bytes_compared += bytes.size();
+    if (cpu == cuda) return;
+    std::printf("%s: %zu and %zu chains, not all of them alike\n", what.c_str(), cpu.size(), cuda.size());
+    differences += 1;
+}
+
+template <class T>
+void check_guard(const std::string& what, const Array<T>& array) {
+    if (std::all_of(array.memory.end() - kGuard, array.memory.end(), [](uint8_t byte) { return byte == 0xee; })) return;
+    std::printf("%s: written beyond its end\n", what.c_str());
+    differences += 1;
+}
+
+// A search to its end. Now and then nobody reads the ring; it may fill up, and ended chains wait in their slots.
+void fused(const Settings& settings, int threads, const std::string& name) {
+    Search cpu(settings);
+    Search cuda = cpu;
+    ByIdentity cpu_read, cuda_read;
+    std::vector<float> original, compressed;
+    const Rules& rules = settings.rules;
+    for (Search* search : {&cpu, &cuda}) {
+        cpu::refill(search->slots());
+        cpu::mutate(rules, search->slots(), search->model_input(), kOneThread);
+    }
+    int parked = 0;
+    for (int i = 0; cpu.counters.data()->consumed < settings.seeds && differences == 0; ++i) {
+        emulator::set_order(static_cast<emulator::Order>(i % 3));
+        score_queries(cpu, original, compressed);
+        cpu::step(rules, cpu.slots(), cpu.model_input(), original.data(), compressed.data(), settings.classes,
+                  kOneThread);
+        score_queries(cuda, original, compressed);
+        cuda::step(rules, cuda.slots(), cuda.model_input(), original.data(), compressed.data(), settings.classes,
+                   threads, nullptr);
+        const std::string where = name + ", iteration " + std::to_string(i);
+        compare(where.c_str(), "counters", cpu.counters, cuda.counters);
+        compare(where, chains_at_work(cpu), chains_at_work(cuda));
+        for (int64_t slot = 0; slot < settings.chains; ++slot) {
+            parked += cuda.chains.data()[slot].status == Status::ended;
+        }
+        if (i % 8 < 5) continue;
+        read_ring(cpu, cpu_read);
+        read_ring(cuda, cuda_read);
+    }
+    compare(name + ", ended chains", cpu_read, cuda_read);
+    for (const auto* bytes :
+         {&cuda.images, &cuda.traces, &cuda.coverage, &cuda.ring_images, &cuda.ring_traces, &cuda.input}) {
+        check_guard(name, *bytes);
+    }
+    check_guard(name, cuda.chains);
+    check_guard(name, cuda.ring_chains);
+    std::printf("%s: parked %d\n", name.c_str(), parked);
+}
+
+void steps_in_one() {
+    const Shape shapes[] = {{1, 28, 28}, {3, 32, 32}, {1, 1, 1},  {2, 5, 3},     {1, 29, 27},
+                            {3, 33, 31}, {3, 37, 70}, {5, 9, 16}, {1, 128, 128}, {1, 129, 128}};
+    int number = 0;
+    for (const Shape& shape : shapes) {
+        for (const int threads : {32, 128, 512}) {
+            for (int variant = 0; variant < 2; ++variant, ++number) {
+                Settings s = {};
+                s.rules.seed = generator();
+                s.rules.shape = shape;
+                s.rules.budget = number % 7 == 6 ? 1 : 9;
+                s.rules.overflow = static_cast<Overflow>(number % 2);
+                s.rules.linf = number % 3 == 2 ? 20 : -1;
+                s.rules.skip_identity = number % 4 == 3;
+                s.rules.selection = static_cast<Selection>(number % 3);
+                s.rules.acceptance = static_cast<Acceptance>(number % 4);
+                s.rules.coverage = number % 11 == 10 ? Coverage::nearest : Coverage::hash;
+                s.rules.grid = 10;
+                s.rules.threshold = 1u << 24;
+                s.rules.capacity = s.rules.coverage == Coverage::hash ? 1u << number % 7 : 3;
+                s.rules.original_scores = static_cast<Scores>(number / 2 % 2);
+                s.rules.compressed_scores = static_cast<Scores>(number / 3 % 2);
+                s.input.type = static_cast<InputType>(number % 3);
+                s.input.layout = static_cast<Layout>(number / 3 % 2);
+                s.chains = shape.size() < 1000 ? 40 : 7;
+                s.pitch = (shape.size() + 15) / 16 * 16 + (number % 5 == 4 ? 1 : 0);
+                s.seeds = shape.size() < 10000 ? 2 * s.chains + 3 : s.chains + 2;
+                s.ring = number % 2 == 0 ? 2 * s.chains : s.chains / 3 + 1;
+                s.classes = number % 4 == 0 ? 33 : 10;
+                fused(s, threads, "step " + std::to_string(number));
+            }
+        }
+    }
+    // The group that the launcher chooses for a crowd.
+    Settings s = {};
+    s.rules.shape = {1, 3, 5};
+    s.rules.budget = 4;
+    s.rules.capacity = 4;
+    s.chains = 4500;
+    s.pitch = 16;
+    s.seeds = 6000;
+    s.ring = 3000;
+    s.classes = 2;
+    fused(s, 0, "crowd");
 }
 
 // Many slots: more than one round of the scans, with ended and idle chains in random places.
@@ -540,6 +720,7 @@ void refuses_too_many_classes() {
 int main() {
     using namespace compdx;
     searches();
+    steps_in_one();
     crowds();
     many_classes();
     for (const Shape& shape : {Shape{1, 28, 28}, Shape{3, 32, 32}, Shape{2, 5, 3}, Shape{1, 1, 1}}) operators(shape, 3);

@@ -1,7 +1,7 @@
 // The part of CUDA that compdx's kernels use, for a host compiler: csrc/cuda/*.cu become ordinary C++ and run on the CPU, so that their
 // logic can be compared with the CPU back end where there is no GPU. Found instead of NVIDIA's header by the order of include paths.
 //
-// Each thread of a CTA is a fibre. CTAs run one after the other on the calling thread. What the hardware leaves undefined is an error
+// Each thread of a CTA is a fibre. CTAs run one after the other on the calling thread, in the order of the threads. What the hardware leaves undefined is an error
 // here: threads that leave before a barrier that others wait at, lanes missing from a warp operation. Which thread runs first is the
 // tester's choice (emulator::set_order), so that a missing barrier shows as a difference.
 #pragma once
@@ -97,6 +97,20 @@ inline unsigned __vminu2(unsigned a, unsigned b) {
 inline unsigned __vmaxu2(unsigned a, unsigned b) {
     const unsigned low = (a & 0xffff) > (b & 0xffff) ? a & 0xffff : b & 0xffff;
     return low | (a >> 16 > b >> 16 ? a >> 16 : b >> 16) << 16;
+}
+
+// Fibres change only where they wait, so nothing comes between.
+inline unsigned long long atomicAdd(unsigned long long* address, unsigned long long value) {
+    const unsigned long long old = *address;
+    *address = old + value;
+    return old;
+}
+
+inline unsigned long long atomicCAS(unsigned long long* address, unsigned long long expected,
+                                    unsigned long long value) {
+    const unsigned long long old = *address;
+    if (old == expected) *address = value;
+    return old;
 }
 
 inline int min(int a, int b) { return a < b ? a : b; }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -155,7 +156,11 @@ void run(unsigned blocks, unsigned threads, size_t shared, const std::function<v
     current_body = &body;
     gridDim = dim3(blocks);
     blockDim = dim3(threads);
-    for (unsigned block = 0; block < blocks; ++block) {
+    std::vector<unsigned> turns(blocks);
+    std::iota(turns.begin(), turns.end(), 0u);
+    if (order == Order::descending) std::reverse(turns.begin(), turns.end());
+    if (order == Order::shuffled) std::shuffle(turns.begin(), turns.end(), shuffler);
+    for (const unsigned block : turns) {
         blockIdx = dim3(block);
         std::memset(compdx::cuda::dynamic_memory, 0xa5, shared);
         run_block(threads);

@@ -9,7 +9,7 @@ unless its docstring says so. This is the only room that imports the extension.
 from __future__ import annotations
 
 from compdx.ops.backend import available_isas, build_info, cuda_device_count, default_threads
-from compdx.ops.chains import ACTIVE, CHAIN, ENDED, FRESH, IDLE, Chains, Rules, harvest, judge, mutate, refill
+from compdx.ops.chains import ACTIVE, CHAIN, ENDED, FRESH, IDLE, Chains, Rules, harvest, judge, mutate, refill, step
 from compdx.ops.gradient import Descent, Verdicts, descend, verdicts
 from compdx.ops.inputs import normalize
 from compdx.ops.neurons import count_covered, cover, select_neurons
@@ -41,5 +41,6 @@ __all__ = [
     "philox",
     "refill",
     "select_neurons",
+    "step",
     "verdicts",
 ]

@@ -1,4 +1,4 @@
-"""The memory of a search and its four steps: mutate, judge, harvest, refill."""
+"""The memory of a search and its four steps, mutate, judge, harvest, refill; and all four in one, step."""
 
 from __future__ import annotations
 
@@ -228,8 +228,9 @@ class Chains:
         self.ring_capacity = 2 * count  # an iteration can end every chain before the last one's have been drained
         self._seed_count = len(seeds)
         self._queue_length = len(queue)
-        tags = rules.places if rules.coverage == "hash" else 0
-        per_chain = 3 * (CHAIN.itemsize + rules.budget) + 2 * (self._pitch + math.prod(rules.shape)) + 4 * tags
+        # csrc/core/coverage.h: a tag for each place, then a bit for each.
+        table = rules.places + (rules.places + 31) // 32 if rules.coverage == "hash" else 0
+        per_chain = 3 * (CHAIN.itemsize + rules.budget) + 2 * (self._pitch + math.prod(rules.shape)) + 4 * table
         self._classes = 0
         backend = self._backend
         idle = np.zeros(count, CHAIN)
@@ -239,7 +240,7 @@ class Chains:
                 "chains": backend.put(idle),
                 "images": backend.zeros((2, count, self._pitch), np.uint8),
                 "traces": backend.zeros((count, rules.budget), np.uint8),
-                "coverage": backend.zeros((count, tags), np.uint32),
+                "coverage": backend.zeros((count, table), np.uint32),
                 "counters": backend.put(np.zeros(1, COUNTERS)),
                 "seeds": backend.put(seeds),
                 "identities": backend.put(identities),
@@ -272,7 +273,10 @@ class Chains:
 
     @property
     def counters(self) -> dict[str, int]:
-        """Counters as of now: ``next``, ``ended``, ``active``, ``queries``, ``consumed``. Waits for the device on CUDA."""
+        """Counters as of now: ``next``, ``ended``, ``active``, ``queries``, ``consumed``.
+
+        Waits for the device on CUDA.
+        """
         return _counters(self._backend.get(self._arrays["counters"]))
 
     def poll(self) -> dict[str, int]:
@@ -433,22 +437,7 @@ def mutate(chains: Chains, out: Any, *, table: Any = None, layout: Layout = "NCH
     Device: that of ``chains``; asynchronous on CUDA, on PyTorch's current stream.
     Errors: TypeError or ValueError that name the argument.
     """
-    backend = _backend_of(chains)
-    check_input(layout, dtype)
-    shape = input_shape(chains.count, chains.rules.shape, layout)
-    out = as_memory("out", out, shape, _MEMORY_TYPES[dtype], chains.device, written=True)
-    entries = (0, 0)
-    if dtype != "uint8":
-        if table is None:
-            msg = f"table: expected what new_table returned for {dtype!r}, got None"
-            raise ValueError(msg)
-        types = _MEMORY_TYPES[dtype][:1]
-        table = as_memory("table", table, (chains.rules.shape[0], 256), types, chains.device, written=False)
-        entries = backend.view(table)
-    elif table is not None:
-        msg = "table: expected None for 'uint8', whose pixels are written as they are"
-        raise ValueError(msg)
-    backend.call("mutate", chains._slots, data=backend.view(out), table=entries, type=native_type(dtype), layout=layout)
+    _backend_of(chains).call("mutate", chains._slots, **_input_arguments(chains, out, table, layout, dtype))
 
 
 def judge(chains: Chains, original: Any, compressed: Any) -> None:
@@ -467,17 +456,7 @@ def judge(chains: Chains, original: Any, compressed: Any) -> None:
     does not fit.
     """
     backend = _backend_of(chains)
-    a = as_scores("original", original, chains.device, chains.count)
-    b = as_scores("compressed", compressed, chains.device, chains.count)
-    if a.shape != b.shape:
-        msg = f"original, compressed: expected scores of one shape, got {tuple(a.shape)} and {tuple(b.shape)}"
-        raise ValueError(msg)
-    classes = int(a.shape[1])
-    if chains._classes not in (0, classes):
-        msg = f"original, compressed: expected {chains._classes} classes as before, got {classes}"
-        raise ValueError(msg)
-    if chains._classes == 0:
-        chains._set_classes(classes)
+    a, b, classes = _both_scores(chains, original, compressed)
     backend.call("judge", chains._slots, original=backend.view(a), compressed=backend.view(b), classes=classes)
 
 
@@ -499,6 +478,74 @@ def refill(chains: Chains) -> None:
     Errors: TypeError that names the argument.
     """
     _backend_of(chains).call("refill", chains._slots, threaded=False)
+
+
+def step(
+    chains: Chains,
+    original: Any,
+    compressed: Any,
+    out: Any,
+    *,
+    table: Any = None,
+    layout: Layout = "NCHW",
+    dtype: str = "uint8",
+) -> None:
+    """Do everything between two queries in one call: ``judge``, ``harvest``, ``refill``, ``mutate``.
+
+    Args:
+        chains: the search.
+        original, compressed: as ``judge`` takes them.
+        out, table, layout, dtype: as ``mutate`` takes them.
+
+    Randomness: that of ``mutate``.
+    Device: that of ``chains``. On CUDA one kernel for images of up to 16,384 values with ``"hash"`` coverage, else the
+    kernels of the four; asynchronous, on PyTorch's current stream. Nothing that changes from call to call comes from
+    the host, so that a captured CUDA graph of some steps can be replayed. The one kernel gives slots and places in the
+    ring to whoever comes first: which chain is where may differ from run to run, what becomes of it does not.
+    Errors: those of ``judge`` and ``mutate``; then nothing has been done.
+    """
+    backend = _backend_of(chains)
+    written = _input_arguments(chains, out, table, layout, dtype)
+    a, b, classes = _both_scores(chains, original, compressed)
+    backend.call(
+        "step", chains._slots, original=backend.view(a), compressed=backend.view(b), classes=classes, **written
+    )
+
+
+def _input_arguments(chains: Chains, out: Any, table: Any, layout: str, dtype: str) -> dict[str, Any]:
+    """The models' input as native code wants it; TypeError or ValueError by the argument's name."""
+    backend = chains._backend
+    check_input(layout, dtype)
+    shape = input_shape(chains.count, chains.rules.shape, layout)
+    out = as_memory("out", out, shape, _MEMORY_TYPES[dtype], chains.device, written=True)
+    entries = (0, 0)
+    if dtype != "uint8":
+        if table is None:
+            msg = f"table: expected what new_table returned for {dtype!r}, got None"
+            raise ValueError(msg)
+        types = _MEMORY_TYPES[dtype][:1]
+        table = as_memory("table", table, (chains.rules.shape[0], 256), types, chains.device, written=False)
+        entries = backend.view(table)
+    elif table is not None:
+        msg = "table: expected None for 'uint8', whose pixels are written as they are"
+        raise ValueError(msg)
+    return {"data": backend.view(out), "table": entries, "type": native_type(dtype), "layout": layout}
+
+
+def _both_scores(chains: Chains, original: Any, compressed: Any) -> tuple[Any, Any, int]:
+    """The scores as native code wants them, and the number of classes, which the first ones fix."""
+    a = as_scores("original", original, chains.device, chains.count)
+    b = as_scores("compressed", compressed, chains.device, chains.count)
+    if a.shape != b.shape:
+        msg = f"original, compressed: expected scores of one shape, got {tuple(a.shape)} and {tuple(b.shape)}"
+        raise ValueError(msg)
+    classes = int(a.shape[1])
+    if chains._classes not in (0, classes):
+        msg = f"original, compressed: expected {chains._classes} classes as before, got {classes}"
+        raise ValueError(msg)
+    if chains._classes == 0:
+        chains._set_classes(classes)
+    return a, b, classes
 
 
 def _backend_of(chains: Chains) -> Backend:
