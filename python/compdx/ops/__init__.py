@@ -11,7 +11,7 @@ from __future__ import annotations
 from compdx.ops.backend import available_isas, build_info, cuda_device_count, default_threads
 from compdx.ops.chains import ACTIVE, CHAIN, ENDED, FRESH, IDLE, Chains, Rules, harvest, judge, mutate, refill, step
 from compdx.ops.gradient import Descent, Verdicts, descend, verdicts
-from compdx.ops.inputs import normalize
+from compdx.ops.inputs import Normalizer, normalize
 from compdx.ops.neurons import count_covered, cover, select_neurons
 from compdx.ops.operators import OPERATORS, apply, philox
 
@@ -24,6 +24,7 @@ __all__ = [
     "OPERATORS",
     "Chains",
     "Descent",
+    "Normalizer",
     "Rules",
     "Verdicts",
     "apply",

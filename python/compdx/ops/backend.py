@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -79,6 +81,9 @@ class Host:
     def poll(self, array: Any) -> npt.NDArray[Any]:
         return self.get(array)
 
+    def aside(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def call(self, name: str, *args: Any, threaded: bool = True, **kwargs: Any) -> None:
         getattr(_core, f"cpu_{name}")(*args, **kwargs, **(self._how if threaded else {}))
 
@@ -108,6 +113,7 @@ class Cuda:
         self._device = torch.device("cuda", index)
         self._polled: tuple[Any, Any, int] | None = None  # a copy under way to pinned memory, its event, its age
         self._latest: npt.NDArray[Any] | None = None
+        self._side: Any = None
         self.name = f"cuda:{index}"  # as tensors write it, whatever device is current later
 
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
@@ -167,6 +173,17 @@ class Cuda:
                 event.record()
             self._polled = (pinned, event, 0)
         return self._latest
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Work on what is complete already, beside what the current stream has queued; only later work waits for it."""
+        with self._torch.cuda.device(self._device):
+            if self._side is None:
+                self._side = self._torch.cuda.Stream()
+            current = self._torch.cuda.current_stream()
+            with self._torch.cuda.stream(self._side):
+                yield
+            current.wait_stream(self._side)
 
     def view(self, array: Any) -> tuple[int, int]:
         return array.data_ptr(), array.numel() * array.element_size()

@@ -180,6 +180,8 @@ class Chains:
         device: ``"cpu"`` or ``"cuda[:n]"``; ``"cuda"`` is PyTorch's current device. All methods that return NumPy
             arrays wait for the device, ``poll`` does not.
         threads, isa: CPU only; they change the speed, not the result.
+        ring: places for ended chains, 1..64 a slot. An iteration can end every chain before the last one's have been
+            drained, so 2 let nobody wait on a host that drains after each; one that reads later needs more.
 
     Errors: TypeError or ValueError that name the argument; RuntimeError when the device cannot be had; MemoryError
     when the memory cannot.
@@ -198,6 +200,7 @@ class Chains:
         device: str = "cpu",
         threads: int | None = None,
         isa: str | None = None,
+        ring: int = 2,
     ) -> None:
         if np.dtype(CHAIN).itemsize != _core.CHAIN_BYTES or COUNTERS.itemsize != _core.COUNTER_BYTES:
             msg = "compdx._core does not belong to this version of compdx.ops; reinstall compdx"
@@ -220,17 +223,20 @@ class Chains:
             msg = f"queue: expected shape [Q], got {queue.shape}"
             raise ValueError(msg)
         within("count", count, 1, 1 << 24)
+        within("ring", ring, 1, 64)
         self.rules = rules
         self.count = count
         self._backend = backend_for(device, threads, isa)
         self._native_rules = rules.native()
         self._pitch = (math.prod(rules.shape) + 15) // 16 * 16
-        self.ring_capacity = 2 * count  # an iteration can end every chain before the last one's have been drained
+        self.ring_capacity = ring * count
         self._seed_count = len(seeds)
         self._queue_length = len(queue)
         # csrc/core/coverage.h: a tag for each place, then a bit for each.
         table = rules.places + (rules.places + 31) // 32 if rules.coverage == "hash" else 0
-        per_chain = 3 * (CHAIN.itemsize + rules.budget) + 2 * (self._pitch + math.prod(rules.shape)) + 4 * table
+        per_chain = (1 + ring) * (CHAIN.itemsize + rules.budget) + 2 * self._pitch + ring * math.prod(rules.shape)
+        per_chain += 4 * table
+        self._consumed = 0  # what the host has read; the counter of this name follows it on the device
         self._classes = 0
         backend = self._backend
         idle = np.zeros(count, CHAIN)
@@ -300,18 +306,25 @@ class Chains:
         """Return a float32 ``[C, 256]`` table in the form ``mutate`` reads for inputs of ``dtype``."""
         return self._backend.put(native_table(table, self.rules.shape[0], dtype))
 
-    def drain(self) -> dict[str, Any]:
+    def drain(self, ended: int | None = None) -> dict[str, Any]:
         """Return the chains harvested since the last call: ``chains`` [M], ``images`` [M, C, H, W], ``traces`` (list of
         M).
 
-        NumPy arrays that the caller owns. Waits for the device on CUDA; that what was read may be overwritten, the
-        device learns on PyTorch's current stream.
+        NumPy arrays that the caller owns. Waits for the device on CUDA; with ``ended``, a number that ``poll`` gave,
+        only for the copies of the chains up to there, which go beside the work that is queued on the current stream.
+        That what was read may be overwritten, the device learns in the order of the stream that copied it.
         """
-        counters = self.counters
-        places = self._backend.put(np.arange(counters["consumed"], counters["ended"]) % self.ring_capacity)
+        if ended is not None:
+            with self._backend.aside():
+                return self._drain(ended)
+        return self._drain(self.counters["ended"])
+
+    def _drain(self, ended: int) -> dict[str, Any]:
+        places = self._backend.put(np.arange(self._consumed, ended) % self.ring_capacity)
         chains, images, traces = (self._host(name, places) for name in ("ring_chains", "ring_images", "ring_traces"))
         # Last: what could not be copied is still in the ring.
-        self._backend.set_bytes(self._arrays["counters"], _CONSUMED_AT, np.int64(counters["ended"]))
+        self._consumed = ended
+        self._backend.set_bytes(self._arrays["counters"], _CONSUMED_AT, np.int64(ended))
         return {
             "chains": chains,
             "images": images,

@@ -4,6 +4,7 @@ argument's name."""
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,12 @@ def device_of(array: Any) -> str:
 
 def type_name(array: Any) -> str:
     """The element type without its library; types in another byte order have another name."""
-    return str(array.dtype).removeprefix("torch.")
+    return _name_of(array.dtype)
+
+
+@cache  # NumPy takes longer to spell a type than a small step of a search does
+def _name_of(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def as_images(name: str, value: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compdx.ops.backend import Backend, Cuda, backend_for
-from compdx.ops.checks import as_array, as_images, device_of, one_of, type_name
+from compdx.ops.checks import as_array, as_images, as_memory, device_of, one_of, type_name
 
 Layout = Literal["NCHW", "NHWC"]
 InputType = Literal["float32", "bfloat16", "float16"]
@@ -43,22 +43,51 @@ def normalize(
     Device: that of ``images``; asynchronous on CUDA, on PyTorch's current stream.
     Errors: TypeError or ValueError that name the argument.
     """
-    array = as_images("images", images)
-    backend = backend_for(device_of(array), threads)
-    shape = (int(array.shape[1]), int(array.shape[2]), int(array.shape[3]))
-    out = input_array(backend, int(array.shape[0]), shape, layout, dtype)
-    entries = backend.put(native_table(table, shape[0], dtype))
-    backend.call(
-        "normalize",
-        images=backend.view(array),
-        count=int(array.shape[0]),
-        shape=shape,
-        data=backend.view(out),
-        table=backend.view(entries),
-        type=native_type(dtype),
-        layout=layout,
-    )
-    return typed(backend, out, dtype)
+    return Normalizer(as_images("images", images), table, layout=layout, dtype=dtype, threads=threads)()
+
+
+class Normalizer:
+    """`normalize` for images that stay where they are: each call reads the same memory and writes the same memory.
+
+    Args:
+        images: uint8 ``[N, C, H, W]``, C-contiguous, CPU or CUDA; held, and read at each call.
+        table, layout, dtype, threads: See `normalize`.
+
+    A call returns what `normalize` does, in the array of the call before. On CUDA it can be captured in a graph.
+    Errors: TypeError or ValueError that name the argument.
+    """
+
+    def __init__(
+        self,
+        images: Any,
+        table: npt.NDArray[np.float32],
+        *,
+        layout: Layout = "NCHW",
+        dtype: InputType = "float32",
+        threads: int | None = None,
+    ) -> None:
+        array = as_images("images", images)
+        device = device_of(array)
+        count, *shape = (int(extent) for extent in array.shape)
+        self._images = as_memory("images", images, (count, *shape), ("uint8",), device, written=False)
+        self._backend = backend_for(device, threads)
+        self._out = input_array(self._backend, count, (shape[0], shape[1], shape[2]), layout, dtype)
+        self._table = self._backend.put(native_table(table, shape[0], dtype))
+        self._typed = typed(self._backend, self._out, dtype)
+        self._call: dict[str, Any] = {
+            "images": self._backend.view(self._images),
+            "count": count,
+            "shape": tuple(shape),
+            "data": self._backend.view(self._out),
+            "table": self._backend.view(self._table),
+            "type": native_type(dtype),
+            "layout": layout,
+        }
+
+    def __call__(self) -> Any:
+        """Model inputs of what the images are now."""
+        self._backend.call("normalize", **self._call)
+        return self._typed
 
 
 def native_type(dtype: str) -> str:
