@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import importlib
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -172,6 +173,7 @@ class Model:
         self._twin = self._check_twin(twin)
         self._writes_input: bool | None = None
         self._outputs_checked = outputs == "logits"
+        self._usual: tuple[Any, ...] | None = None  # type, extents and device of scores that need no more looking at
 
     def __call__(self, images: Array) -> Array:
         """Scores of ``images`` (uint8 ``[N, C, H, W]``), float32 ``[N, K]``: normalise, then `forward`."""
@@ -197,6 +199,40 @@ class Model:
         if self._writes_input is None:
             self._writes_input = not _same_bits(own, x)
         return scores
+
+    def bind(self, x: Array) -> Callable[[], Array]:
+        """`forward` for an input that stays where it is: the function returned scores what ``x`` holds at each call.
+
+        What never changes is looked at in the first call only, so that a search pays for the model and little else.
+        From the second call on, nothing waits for the device, which a CUDA graph needs.
+        """
+        argument: Any = None
+        batch = len(x)
+
+        def scores() -> Array:
+            nonlocal argument
+            if argument is not None:
+                return self._ask(argument, batch)
+            out = self.forward(x)
+            if self._writes_input is False:
+                argument = self._argument(x)
+            return out
+
+        return scores
+
+    def compiled(self) -> Model:
+        """The same model, its module compiled by ``torch.compile`` for one batch size; the first call takes long.
+
+        Raises:
+            TypeError: The model is no torch module.
+        """
+        if not self._torch:
+            msg = f"compile: expected torch modules, but model {self.name!r} is none"
+            raise TypeError(msg)
+        twin = copy.copy(self)
+        twin._obj = sys.modules["torch"].compile(self._obj, dynamic=False)
+        twin._writes_input = twin._usual = None
+        return twin
 
     @property
     def training(self) -> bool:
@@ -325,24 +361,33 @@ class Model:
         return twin
 
     def _run(self, x: Array) -> Array:
+        return self._ask(self._argument(x), len(x))
+
+    def _argument(self, x: Array) -> Array:
+        """What the model itself gets for the input ``x``: the same memory."""
         carrier, dtype = _CARRIER[self.inputs.dtype], self.inputs.dtype
         if str(x.dtype).removeprefix("torch.") not in (carrier, dtype):
             msg = f"forward() of model {self.name!r} takes {dtype} inputs ({carrier} in NumPy), got {x.dtype}"
             raise TypeError(msg)
-        batch = len(x)
         if self._torch or self.device != "cpu":
-            torch = import_optional("torch", "a model on CUDA")
-            tensor = _as_tensor(torch, x, dtype)
-            if self.memory_format == "channels_last":
-                tensor = tensor.permute(0, 3, 1, 2)
-            with torch.inference_mode():
-                return self._scores(self._obj(tensor), batch)
-        return self._scores(self._obj(x.view(np.float16) if dtype == "float16" else x), batch)
+            tensor = _as_tensor(import_optional("torch", "a model on CUDA"), x, dtype)
+            return tensor.permute(0, 3, 1, 2) if self.memory_format == "channels_last" else tensor
+        return x.view(np.float16) if dtype == "float16" else x
+
+    def _ask(self, argument: Array, batch: int) -> Array:
+        if self._torch or self.device != "cpu":
+            with sys.modules["torch"].inference_mode():
+                return self._scores(self._obj(argument), batch)
+        return self._scores(self._obj(argument), batch)
 
     def _scores(self, out: Any, batch: int) -> Array:
         """Check what the model returned and bring it to float32 ``[N, K]``."""
         torch = sys.modules.get("torch")
         is_tensor = torch is not None and isinstance(out, torch.Tensor)
+        scores: Array
+        if is_tensor and self._usual == (batch, out.dtype, out.shape, out.device) and out.is_contiguous():
+            scores = out.detach()
+            return scores.numpy() if self.device == "cpu" else scores
         if out is None or isinstance(out, (tuple, list, dict, str)):
             size = f" of {len(out)}" if isinstance(out, (tuple, list, dict)) else ""
             msg = f"model {self.name!r} must return one array of scores [N, K], got {type(out).__name__}{size}"
@@ -366,7 +411,6 @@ class Model:
             dropped = f" after dropping {self.class_offset}" if self.class_offset else ""
             msg = f"model {self.name!r} must return scores [{batch}, K] with K >= 2{dropped}, got {list(shape)}"
             raise ValueError(msg)
-        scores: Array
         if is_tensor:
             scores = out.detach().float()
             scores = scores.numpy() if self.device == "cpu" else scores
@@ -375,6 +419,8 @@ class Model:
                 scores = out.astype(np.float32, copy=False)
         if not self._outputs_checked:
             self._check_probabilities(scores)
+        if is_tensor and str(out.dtype) == "torch.float32" and self._outputs_checked and not self.class_offset:
+            self._usual = (batch, out.dtype, out.shape, out.device)
         scores = scores[:, self.class_offset :]
         return np.ascontiguousarray(scores) if isinstance(scores, np.ndarray) else scores.contiguous()
 
@@ -440,7 +486,7 @@ class Pair:
         """Scores of both models for ``images`` (uint8 ``[N, C, H, W]``): float32 ``[N, K]`` each, original first."""
         if self.inputs is not None:
             return self.forward(normalize(images, self.inputs, self.device))
-        return self._agree(self.original(images), self.compressed(images))
+        return self.agree(self.original(images), self.compressed(images))
 
     def forward(self, x: Array) -> tuple[Array, Array]:
         """Scores of both models for ``x``, the input that both want; see `Model.forward`.
@@ -455,7 +501,21 @@ class Pair:
                 "call the pair on uint8 images"
             )
             raise ValueError(msg)
-        return self._agree(self.original.forward(x), self.compressed.forward(x))
+        return self.agree(self.original.forward(x), self.compressed.forward(x))
+
+    def bind(self, x: Array) -> tuple[Callable[[], Array], Callable[[], Array]]:
+        """`Model.bind` of both models: the original's scores of what ``x`` holds, and the compressed model's.
+
+        Args:
+            x: The input that both want; uint8 images ``[N, C, H, W]`` where ``inputs`` is None.
+        """
+        if self.inputs is not None:
+            return self.original.bind(x), self.compressed.bind(x)
+        return _bind_images(self.original, x), _bind_images(self.compressed, x)
+
+    def compiled(self) -> Pair:
+        """The pair of both models compiled; see `Model.compiled`."""
+        return Pair(self.original.compiled(), self.compressed.compiled())
 
     def describe(self) -> dict[str, Any]:
         """What is known of both models, as JSON values."""
@@ -469,7 +529,8 @@ class Pair:
     def __repr__(self) -> str:
         return f"Pair(original={self.original!r}, compressed={self.compressed!r})"
 
-    def _agree(self, a: Array, b: Array) -> tuple[Array, Array]:
+    def agree(self, a: Array, b: Array) -> tuple[Array, Array]:
+        """``(a, b)``, the scores of both models; ``ValueError`` when they are of different numbers of classes."""
         if a.shape[1] != b.shape[1]:
             msg = (
                 f"both models must score the same classes, got K = {a.shape[1]} from original {self.original.name!r} "
@@ -493,6 +554,19 @@ def normalize(images: Array, inputs: Inputs, device: str) -> Array:
         msg = f"images must be uint8 [N, C, H, W], got {type(images).__name__} of shape {list(shape)}"
         raise ValueError(msg)
     return ops.normalize(images, inputs.table(shape[1]), layout=inputs.layout, dtype=inputs.dtype)
+
+
+def _bind_images(model: Model, images: Array) -> Callable[[], Array]:
+    """`Model.bind` for uint8 images that stay where they are."""
+    inputs = model.inputs
+    feed = ops.Normalizer(images, inputs.table(images.shape[1]), layout=inputs.layout, dtype=inputs.dtype)
+    score = model.bind(feed())
+
+    def scores() -> Array:
+        feed()
+        return score()
+
+    return scores
 
 
 def import_optional(module: str, what: str, extra: str = "torch") -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,6 +75,28 @@ class Loop(Protocol):
 
         Valid at any time. Between ``ask`` and ``tell`` it is the state before that ``ask``, which will be repeated.
         """
+
+
+class Stepping(Loop, Protocol):
+    """A loop whose `step` is one call: its ``ask`` always returns the same memory, which each ``step`` writes anew.
+
+    After an ``ask``, ``step(a, b)`` does what ``tell(a, b)`` and the next ``ask`` do. It consists of ``launch``, the
+    work itself, which on CUDA is queued and may be captured in a graph, and ``launched(1)``, which keeps the books.
+    """
+
+    def step(self, a: Any, b: Any) -> None:
+        """Take the scores of both models on what the memory of ``ask`` held, and write the next images there."""
+
+    def launch(self, a: Any, b: Any) -> None:
+        """The work of `step` alone: on CUDA nothing is read, allocated or waited for."""
+
+    def launched(self, iterations: int) -> None:
+        """Count so many iterations whose work was queued, and take in which chains have ended as far as is known."""
+
+
+def is_stepping(loop: Loop) -> TypeGuard[Stepping]:
+    """Whether a loop has ``step``."""
+    return hasattr(type(loop), "step")
 
 
 class Method(Protocol):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _ONE_Q30 = float(1 << 30)
 _DEFAULT_CHAINS = 128
+# On CUDA ended chains are read some dozens of iterations late.
+_CUDA_RING = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +162,7 @@ class MCMCLoop:
             device=device,
             threads=threads,
             isa=isa,
+            ring=2 if device == "cpu" else _CUDA_RING,
         )
         self._total = len(queue) + len(in_flight)
         if state is not None:
@@ -234,24 +237,42 @@ class MCMCLoop:
         infinity end their chain. Asynchronous on CUDA, but for reading ended chains when many have gathered.
         Raises TypeError or ValueError by the argument's name; RuntimeError when ``ask`` was not called before.
         """
-        if not self._asked:
-            msg = "tell: expected a call of ask before it"
-            raise RuntimeError(msg)
+        self._check_asked("tell")
         ops.judge(self._chains, a, b)
         ops.harvest(self._chains)
         ops.refill(self._chains)
         self._asked = False
-        self._iterations += 1
+        self.launched(1)
+
+    def step(self, a: Any, b: Any) -> None:
+        """Do what ``tell(a, b)`` and the next ``ask`` do, in one pass over the chains; the queries are where they were.
+
+        Arguments and errors: those of ``tell``.
+        """
+        self.launch(a, b)
+        self.launched(1)
+
+    def launch(self, a: Any, b: Any) -> None:
+        """Do the work of ``step`` without its books: `launched` keeps them.
+
+        On CUDA, from the second call on, this only queues work on the current stream; a CUDA graph can capture it.
+        """
+        self._check_asked("step")
+        ops.step(self._chains, a, b, self._input, **self._how)
+
+    def launched(self, iterations: int) -> None:
+        """Count iterations whose work was queued with ``launch`` or a graph of it, and read what has ended."""
+        self._iterations += iterations
         self._counters = self._chains.poll()
-        # On the CPU the ring can be read at once; on CUDA reading waits for the device, so the ring is given time to
-        # fill.
+        # On the CPU the ring can be read at once; on CUDA reading takes a while, so the ring is given time to fill.
         pending = self._counters["ended"] - self._counts["ended"]
         if pending >= (max(1, self._chains.ring_capacity // 4) if self._chains.asynchronous else 1):
-            self._drain()
+            self._drain(self._counters["ended"])
 
     def take(self) -> Outcomes:
         """Return the chains that ended since the last ``take``, in no order. Waits for the device on CUDA."""
         self._drain()
+        self._counters = self._chains.counters
         outcomes = Outcomes.concatenate(self._ended) if self._ended else Outcomes.empty(self.shape)
         self._ended = []
         return outcomes
@@ -272,8 +293,13 @@ class MCMCLoop:
         """Return a checkpoint: every array that ``MCMC.start(state=...)`` needs. Waits for the device on CUDA."""
         return self._chains.state()
 
-    def _drain(self) -> None:
-        drained = self._chains.drain()
+    def _check_asked(self, name: str) -> None:
+        if not self._asked:
+            msg = f"{name}: expected a call of ask before it"
+            raise RuntimeError(msg)
+
+    def _drain(self, ended: int | None = None) -> None:
+        drained = self._chains.drain(ended)
         chains = drained["chains"]
         if not len(chains):
             return

@@ -73,7 +73,7 @@ class Host:
         return np.array(array)
 
     def view(self, array: Any) -> tuple[int, int]:
-        return array.ctypes.data, array.nbytes
+        return array.__array_interface__["data"][0], array.nbytes  # array.ctypes makes an object or two on the way
 
     def set_bytes(self, array: Any, place: int, value: np.generic) -> None:
         array.view(np.uint8).reshape(-1)[place : place + value.nbytes] = np.frombuffer(value.tobytes(), np.uint8)

@@ -427,8 +427,7 @@ class Chains:
 
 
 def _counters(array: npt.NDArray[Any]) -> dict[str, int]:
-    row = array.view(COUNTERS).reshape(-1)[0]
-    return {name: int(row[name]) for name in COUNTERS.names or ()}
+    return dict(zip(COUNTERS.names or (), array.view(np.int64).reshape(-1).tolist(), strict=True))
 
 
 def mutate(chains: Chains, out: Any, *, table: Any = None, layout: Layout = "NCHW", dtype: str = "uint8") -> None:
