@@ -145,3 +145,25 @@ def assert_bytes(actual: NDArray[np.uint8], expected: NDArray[np.uint8], what: s
             f"{what}: {len(wrong)} of {actual.size} bytes differ, first at {at}: {actual[at]}, expected {expected[at]}"
         )
         raise AssertionError(message)
+
+
+def integer_modules(pair: IntegerPair) -> tuple[Any, Any]:
+    """The pair as two torch modules for inputs of 0..255, on any device: sums in float64 are exact in every order."""
+    import torch
+
+    class Linear(torch.nn.Module):
+        def __init__(self, drop_bits: int) -> None:
+            super().__init__()
+            rng = np.random.default_rng([pair.seed, pair.classes, *pair.shape])
+            n = int(np.prod(pair.shape))
+            for name, low, high in (("weights", -9, 10), ("ripple", -40, 41)):
+                drawn = rng.integers(low, high, (n, pair.classes))
+                self.register_buffer(name, torch.from_numpy(drawn.astype(np.float64)))
+            self.step = 2.0**drop_bits
+
+        def forward(self, x: Any) -> Any:
+            flat = torch.round(x).flatten(1).double()
+            sums = torch.floor((flat - 128) @ self.weights / 32) + torch.remainder(flat @ self.ripple, 512)
+            return (torch.floor(sums / self.step) * self.step * 2.0**-7).float()
+
+    return Linear(0).eval(), Linear(pair.drop_bits).eval()

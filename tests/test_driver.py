@@ -472,7 +472,9 @@ def test_search_takes_arrays_and_tuples(seeds: Seeds) -> None:
     events: list[driver.Event] = []
     pair = make_pair()
     whole = Seeds(seeds.images)
-    findings = search((pair.original, pair.compressed), seeds.images, method=Brighten(), seed=7, progress=events.append)
+    findings = search(
+        (pair.original, pair.compressed), seeds.images, method=Brighten(), seed=7, chains=40, progress=events.append
+    )
     assert_same(findings, run(pair, whole))
     assert events[-1].finished
     assert findings.settings["chains"] == 40

@@ -26,6 +26,7 @@ ROOMS = (
     ("derivatives",),
     ("store",),
     ("methods",),
+    ("engine",),
     ("driver",),
     ("training",),
     ("verification", "checkup", "compress", "attacks", "contact", "screen"),

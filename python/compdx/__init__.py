@@ -6,6 +6,7 @@ from compdx import attacks, compress, ops, repair, report, reproduce, zoo
 from compdx.api import search
 from compdx.checkup import doctor
 from compdx.compressed import Compressed
+from compdx.engine import Numerics
 from compdx.findings import Findings, Summary
 from compdx.methods.gradient import Gradient
 from compdx.methods.mcmc import MCMC
@@ -22,6 +23,7 @@ __all__ = [
     "Gradient",
     "Inputs",
     "Model",
+    "Numerics",
     "Pair",
     "Pictures",
     "Seeds",

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from compdx import driver, methods
+from compdx.engine import Numerics
 from compdx.findings import Findings
 from compdx.methods.base import Method
 from compdx.model import Pair
-from compdx.ops.checks import check_seed, within
+from compdx.ops.checks import check_flag, check_seed, within
 from compdx.screen import Screen
 from compdx.seeds import Seeds
 
-CPU_CHAINS = 128
-CUDA_CHAINS = 8192
 MOST_CHAINS = 1 << 24
 MOST_THREADS = 4096
 
@@ -34,6 +33,9 @@ def search(
     seed: int = 0,
     device: str | None = None,
     threads: int | None = None,
+    engine: str = "auto",
+    compile: bool = False,
+    numerics: Numerics | None = None,
     out: str | PathLike[str] | None = None,
     resume: bool = False,
     progress: bool | Listener = True,
@@ -46,13 +48,22 @@ def search(
         method: Name of a method (``"mcmc"``) or its settings (``MCMC(...)``).
         budget: Most queries spent on one seed, its own included, at least 1. ``None``: the method's own, 1,000 for
             ``"mcmc"``; a default number would silently override the one in ``MCMC(budget=...)``.
-        chains: Number of slots, i.e. the batch size that both models always see. ``None``: the number of seeds, at
-            most 128 on the CPU and 8,192 on CUDA.
+        chains: Number of slots, i.e. the batch size that both models always see. ``None``: a calibration of at most
+            2 seconds on the CPU and 10 on CUDA measures both models at growing batches and takes the smallest that
+            is within 5 % of the fastest; never more than a quarter of the seeds, but 32 where there are as many. It is
+            recorded, and a resume takes the same number. Methods that take gradients: the number of seeds, at most
+            128 on the CPU and 8,192 on CUDA. A number pins it, as a model that takes one batch size only needs.
         seed: Run seed, 0..2**64 - 1. With the same seed, seeds and models the findings are the same, whatever
             ``chains``, ``device``, interruptions and resumes (as long as the models' own scores are).
         device: Where the search runs: ``None`` or the device of the pair, ``"cpu"`` or ``"cuda[:i]"``.
         threads: CPU threads of the search's own work, a matter of speed alone; the models have their own. ``None``:
             the method's choice.
+        engine: ``"auto"`` runs the iterations on CUDA as a graph of many, where both models can be captured, and one
+            by one elsewhere; where a graph was to be expected, the summary and the screen say why there is none.
+            ``"graph"`` raises then, ``"eager"`` never tries. A matter of speed alone.
+        compile: Compile both models with ``torch.compile``, which takes a while and rounds differently.
+        numerics: What torch's precision and its choice of kernels are while the search runs; ``None`` is `Numerics()`.
+            Recorded with the run and needed again to resume it.
         out: Directory of the run. Findings are committed there as they come, with a checkpoint of the chains.
             ``None``: everything stays in memory.
         resume: Continue the run in ``out`` where it was left, with the same seeds, pair and settings. A run that
@@ -78,8 +89,10 @@ def search(
         within("threads", threads, 1, MOST_THREADS)
     if chains is not None:
         within("chains", chains, 1, MOST_CHAINS)
-    else:
-        chains = min(len(seeds), CUDA_CHAINS if device.startswith("cuda") else CPU_CHAINS)
+    check_flag("compile", compile)
+    if numerics is not None and not isinstance(numerics, Numerics):
+        msg = f"numerics must be None or a compdx.Numerics, got {type(numerics).__name__}"
+        raise TypeError(msg)
     with _listener(progress) as listen:
         return driver.run(
             pair,
@@ -89,6 +102,9 @@ def search(
             seed=seed,
             device=device,
             threads=threads,
+            engine=engine,
+            compile=compile,
+            numerics=numerics,
             out=directory,
             resume=resume,
             listen=listen,

@@ -1,4 +1,4 @@
-"""One search from start to end: ask, forward, tell, commit, report. It knows no method by name and no screen."""
+"""One search from start to end: advance, take, commit, report. It knows no method by name and no screen."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from compdx import engine as engines
 from compdx import ops
+from compdx.engine import Engine, Numerics, calibrate
 from compdx.findings import EFFECTIVE, EXHAUSTED, INVALID, KINDS, SEED, Findings, Outcomes, Summary, outcomes_to_table
 from compdx.methods.base import Loop, Method, Progress
 from compdx.model import Pair
 from compdx.seeds import Seeds
-from compdx.store import RunWriter, read_run, run_header
+from compdx.store import RunWriter, read_run, run_header, stored_header
 
 # A part is committed when either is reached: few enough files, and little to search again after a kill.
 PART_CHAINS = 1000
@@ -30,6 +32,8 @@ PART_SECONDS = 5.0
 TIMELINE = ("seconds", "queries", "ended", "found", "already_deviating", "exhausted", "coverage")
 # Most of the time that may go into checkpoints: thousands of chains on large images are gigabytes.
 CHECKPOINT_SHARE = 0.05
+# Slots of a method that takes gradients: a forward pass alone says little about its iteration.
+WHITE_BOX_CHAINS = {"cpu": 128, "cuda": 8192}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +42,14 @@ class Event(Progress):
 
     ``seconds`` is the time spent searching. ``queries_per_second`` is the mean since this start, ``seconds_left``
     an estimate from the seeds that ended since (``None`` until one has). ``finished`` is true in the last event.
+    ``fallback`` is why the iterations do not run as the engine that the device would have; ``None`` when they do.
     """
 
     seconds: float
     queries_per_second: float
     seconds_left: float | None
     finished: bool
+    fallback: str | None = None
 
     @property
     def non_finite(self) -> int:
@@ -56,10 +62,13 @@ def run(
     seeds: Seeds,
     method: Method,
     *,
-    chains: int,
     seed: int,
     device: str,
+    chains: int | None = None,
     threads: int | None = None,
+    engine: str = "auto",
+    compile: bool = False,
+    numerics: Numerics | None = None,
     out: Path | None = None,
     resume: bool = False,
     listen: Callable[[Event], object] | None = None,
@@ -71,16 +80,18 @@ def run(
     With ``out``, ended chains are committed as they come, and the state of the others every ``commit_every`` seconds,
     always after the chains that ended before it. Whatever ends the search early (Ctrl-C, a model that raises, a full
     disk), both are committed once more before the error goes on; its notes say in which iteration it was raised. A
-    first Ctrl-C waits for the end of the iteration, a second one does not.
+    first Ctrl-C waits for the end of the iteration, or of what a CUDA graph holds of them; a second one does not.
 
     Args:
+        chains: Number of slots; ``None`` for that of a calibration (`compdx.engine.calibrate`), or the stored one of a
+            run that is resumed.
         listen: Called with an `Event` at the start, every ``interval`` seconds and at the end. What it raises ends the
             search.
         interval: Seconds between events; also between looks at which chains have ended.
         commit_every: Seconds between checkpoints; more when writing one takes long.
 
     Raises:
-        ValueError: ``device`` is not that of the pair, or ``resume`` without ``out``.
+        ValueError: ``device`` is not that of the pair, ``resume`` without ``out``, or an engine that cannot be had.
         FileExistsError, StoreError: See `RunWriter.create`.
         Exception: Whatever a model, the method or ``listen`` raises.
     """
@@ -90,47 +101,79 @@ def run(
     if resume and out is None:
         msg = "resume needs out, the directory of the run to continue"
         raise ValueError(msg)
-    header = run_header(
-        method,
-        seeds,
-        run_seed=seed,
-        chains=chains,
-        device=device,
-        pair=pair.describe(),
-        versions={"compdx": str(ops.build_info()["version"])},
-    )
-    record: AbstractContextManager[RunWriter | None] = (
-        nullcontext() if out is None else RunWriter.create(out, header, resume=resume)
-    )
-    with record as writer:
-        if writer is not None and writer.summary is not None:
-            return read_run(writer.directory).findings()
-        extra: dict[str, Any] = {} if threads is None else {"threads": threads}
-        if getattr(method, "white_box", False):
-            extra["pair"] = pair
-        loop = method.start(
+    engines.check(engine, pair, method)
+    asked = pair.compiled() if compile else pair
+    with _held(numerics, pair) as held:
+        calibration = None
+        if chains is None:
+            chains, calibration = _chains(pair, seeds, method, out if resume else None)
+        header = run_header(
+            method,
             seeds,
+            run_seed=seed,
             chains=chains,
-            seed=seed,
             device=device,
-            inputs=pair.inputs,
-            outputs=(pair.original.outputs, pair.compressed.outputs),
-            done=None if writer is None else writer.done.tolist(),
-            state=None if writer is None or writer.restored is None else writer.restored.state,
-            **extra,
+            pair=pair.describe(),
+            versions={"compdx": str(ops.build_info()["version"])},
         )
-        search = _Search(loop, header, writer, listen)
-        search.drive(pair if pair.inputs is None else pair.forward, interval, commit_every)
-        return search.finish()
+        header |= {"engine": engine, "compile": compile, "numerics": held, "calibration": calibration}
+        record: AbstractContextManager[RunWriter | None] = (
+            nullcontext() if out is None else RunWriter.create(out, header, resume=resume)
+        )
+        with record as writer:
+            if writer is not None and writer.summary is not None:
+                return read_run(writer.directory).findings()
+            extra: dict[str, Any] = {} if threads is None else {"threads": threads}
+            if getattr(method, "white_box", False):
+                extra["pair"] = pair
+            loop = method.start(
+                seeds,
+                chains=chains,
+                seed=seed,
+                device=device,
+                inputs=pair.inputs,
+                outputs=(pair.original.outputs, pair.compressed.outputs),
+                done=None if writer is None else writer.done.tolist(),
+                state=None if writer is None or writer.restored is None else writer.restored.state,
+                **extra,
+            )
+            search = _Search(loop, engines.start(engine, asked, loop), header, writer, listen)
+            search.drive(interval, commit_every)
+            return search.finish()
+
+
+def _held(numerics: Numerics | None, pair: Pair) -> AbstractContextManager[dict[str, Any] | None]:
+    """The settings of torch for the run, where torch computes."""
+    models = (pair.original, pair.compressed)
+    if numerics is None and pair.device == "cpu" and all(model.module is None for model in models):
+        return nullcontext(None)
+    return (numerics or Numerics()).held()
+
+
+def _chains(pair: Pair, seeds: Seeds, method: Method, resumed: Path | None) -> tuple[int, dict[str, Any] | None]:
+    """The number of slots where nobody gave one, and the measurement behind it; a run that goes on keeps its own."""
+    stored = None if resumed is None else stored_header(resumed)
+    if stored is not None:
+        return int(stored["chains"]), stored.get("calibration")
+    if getattr(method, "white_box", False):
+        return min(len(seeds), WHITE_BOX_CHAINS[pair.device.partition(":")[0]]), None
+    measured = calibrate(pair, seeds)
+    return measured.chains, measured.to_json()
 
 
 class _Search:
     """A loop under way, with what has ended so far and the figures of earlier starts."""
 
     def __init__(
-        self, loop: Loop, header: dict[str, Any], writer: RunWriter | None, listen: Callable[[Event], object] | None
+        self,
+        loop: Loop,
+        engine: Engine,
+        header: dict[str, Any],
+        writer: RunWriter | None,
+        listen: Callable[[Event], object] | None,
     ) -> None:
-        self.loop, self.header, self.writer, self.listen = loop, header, writer, listen
+        self.loop, self.engine = loop, engine
+        self.header, self.writer, self.listen = header, writer, listen
         self.seeds: int = header["seeds"]["count"]
         self.taken: list[Outcomes] = []  # not committed yet
         self.kept: list[pa.Table] = []  # committed, of a search that has no directory
@@ -142,23 +185,18 @@ class _Search:
             self.earlier |= writer.restored.counters
         self.ended_earlier = int(self.counts.sum())
         self.loop_before = loop.progress
-        self.telling = False
         self.started = self.committed = time.perf_counter()
 
-    def drive(self, forward: Callable[[Any], tuple[Any, Any]], interval: float, commit_every: float) -> None:
-        """Ask, score and tell until no seed has work left, then commit everything."""
-        loop, iteration = self.loop, 0
-        with _held_interrupts() as interrupted:
+    def drive(self, interval: float, commit_every: float) -> None:
+        """Iterate until no seed has work left, then commit everything."""
+        loop, advance = self.loop, self.engine.advance
+        with _held_interrupts() as interrupted, self.engine:
             try:
                 self.report()
                 next_look = self.started + interval
                 next_checkpoint = self.started + (commit_every if self.writer is not None else math.inf)
                 while loop.active:
-                    iteration += 1
-                    a, b = forward(loop.ask())
-                    self.telling = True
-                    loop.tell(a, b)
-                    self.telling = False
+                    advance()
                     now = time.perf_counter()
                     if interrupted():
                         raise KeyboardInterrupt
@@ -176,7 +214,7 @@ class _Search:
                 self.commit()
                 self.report(finished=True)
             except BaseException as error:
-                self.rescue(error, iteration)
+                self.rescue(error)
                 raise
 
     def take(self) -> None:
@@ -203,12 +241,12 @@ class _Search:
         if self.writer is not None:
             self.writer.checkpoint(self.loop.state(), self.counters())
 
-    def rescue(self, error: BaseException, iteration: int) -> None:
+    def rescue(self, error: BaseException) -> None:
         """Keep what there is before the error goes on; a second error becomes a note of the first."""
         kept = ""
         try:
             if self.writer is not None:
-                if self.telling:
+                if self.engine.cut:
                     self.commit()  # a loop that was cut in two has no state worth keeping: the last checkpoint counts
                 else:
                     self.take()
@@ -218,7 +256,8 @@ class _Search:
             _note(error, f"what was found last could not be committed: {second}")
         _note(
             error,
-            f"in iteration {iteration} since this start; {self.counts.sum()} of {self.seeds} seeds had ended{kept}",
+            f"in iteration {self.engine.begun} since this start; "
+            f"{self.counts.sum()} of {self.seeds} seeds had ended{kept}",
         )
 
     def counters(self) -> dict[str, float]:
@@ -254,6 +293,7 @@ class _Search:
             queries_per_second=(counters["queries"] - self.earlier["queries"]) / max(seconds, 1e-9),
             seconds_left=seconds * (self.seeds - ended) / ended_now if ended_now else None,
             finished=finished,
+            fallback=self.engine.fallback,
         )
         if self.writer is not None:
             self.writer.log({name: getattr(event, name) for name in TIMELINE})
@@ -269,8 +309,13 @@ class _Search:
             ended = pa.concat_tables(self.kept) if self.kept else outcomes_to_table(self.loop.take(), ops.OPERATORS)
             summary = Summary.of(ended, seeds=self.seeds)
             findings = Findings(ended, settings=self.header, summary=summary, shape=self.loop.shape)
+        engine = self.engine.description
         findings.summary = Summary.of(
-            findings.ended, seeds=self.seeds, seconds=counters["seconds"], occupancy=counters["occupancy"]
+            findings.ended,
+            seeds=self.seeds,
+            seconds=counters["seconds"],
+            occupancy=counters["occupancy"],
+            engine=engine if self.engine.fallback is None else f"{engine} ({self.engine.fallback})",
         )
         if self.writer is not None:
             self.writer.finish(findings.summary)

@@ -197,6 +197,7 @@ class Summary:
             NaN when none was found.
         occupancy: Mean share of the slots at work, 0..1; NaN unknown.
         non_finite: Chains that ended because a model returned NaN or infinity.
+        engine: How the iterations were run, and why not as a CUDA graph where there could have been one; None unknown.
     """
 
     seeds: int
@@ -209,9 +210,18 @@ class Summary:
     queries_per_finding: float
     occupancy: float
     non_finite: int
+    engine: str | None = None
 
     @classmethod
-    def of(cls, ended: pa.Table, *, seeds: int, seconds: float = math.nan, occupancy: float = math.nan) -> Summary:
+    def of(
+        cls,
+        ended: pa.Table,
+        *,
+        seeds: int,
+        seconds: float = math.nan,
+        occupancy: float = math.nan,
+        engine: str | None = None,
+    ) -> Summary:
         """The summary of a table of ended chains, exhausted ones included."""
         counts = np.bincount(_kind_codes(ended), minlength=len(KINDS))
         queries = ended["queries"].to_numpy().astype(np.int64)
@@ -229,11 +239,14 @@ class Summary:
             queries_per_finding=searched / found if found else math.nan,
             occupancy=occupancy,
             non_finite=int(counts[NON_FINITE]),
+            engine=engine,
         )
 
-    def to_json(self) -> dict[str, float | None]:
-        """A dict for JSON: ``None`` where a figure is unknown."""
+    def to_json(self) -> dict[str, float | str | None]:
+        """A dict for JSON: ``None`` where a figure is unknown, no ``engine`` where that is."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.engine is None:
+            del values["engine"]
         return {
             name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()
         }
@@ -241,11 +254,11 @@ class Summary:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Summary:
         """The inverse of `to_json`; keys of later versions are passed over."""
-        values: dict[str, Any] = {field.name: document[field.name] for field in fields(cls)}
+        values: dict[str, Any] = {field.name: document[field.name] for field in fields(cls) if field.name != "engine"}
         for name, value in values.items():
             if value is None:
                 values[name] = math.nan
-        return cls(**values)
+        return cls(**values, engine=document.get("engine"))
 
 
 class Findings:

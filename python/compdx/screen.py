@@ -30,6 +30,7 @@ class Screen:
         self._every = every
         self._next_line = 0.0
         self._last: Event | None = None
+        self._noted: str | None = None
         self._live: Live | None = None
 
     def __enter__(self) -> Screen:
@@ -54,7 +55,10 @@ class Screen:
             self._print(self._last)
 
     def __call__(self, event: Event) -> None:
-        """Show one event."""
+        """Show one event, and once why the search does not run as it might."""
+        if event.fallback is not None and event.fallback != self._noted:
+            self._noted = event.fallback
+            self._note(f"compdx: iterations run one by one: {event.fallback}")
         if self._live is not None:
             self._live.update(render(event), refresh=True)
             return
@@ -63,6 +67,12 @@ class Screen:
         if event.finished or now >= self._next_line:
             self._print(event)
             self._next_line = now + self._every
+
+    def _note(self, text: str) -> None:
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=self._stream, flush=True)
 
     def _print(self, event: Event) -> None:
         print(f"compdx: {line(event)}", file=self._stream, flush=True)

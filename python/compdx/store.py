@@ -42,7 +42,14 @@ _LOCK = "lock"
 _PART = re.compile(r"part-(\d{6,})\.parquet")
 _CHECKPOINT = re.compile(r"checkpoint-(\d{6,})\.npz")
 _TEMPORARY = ".tmp"
-_MAY_DIFFER = ("compdx", "versions", "started", "seeds.source")  # on resume; all else in run.json decides what is found
+_MAY_DIFFER = (
+    "compdx",
+    "versions",
+    "started",
+    "seeds.source",
+    "engine",
+    "calibration",
+)  # on resume; all else in run.json decides what is found
 _DAMAGED_CHECKPOINT = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
@@ -294,6 +301,12 @@ def run_header(
         "versions": known | dict(versions or {}),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def stored_header(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What ``run.json`` of a run directory holds; ``None`` where there is no run. Raises `StoreError`."""
+    folder = Path(directory)
+    return _read_header(folder) if (folder / _HEADER).exists() else None
 
 
 def read_run(directory: str | os.PathLike[str], *, skip_corrupt: bool = False) -> Run:
