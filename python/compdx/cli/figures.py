@@ -46,6 +46,7 @@ def summary_table(findings: Findings) -> Table:
         "queries per second": figure(summary.queries_per_second, ",.0f"),
         "seconds": figure(summary.seconds, ",.1f"),
         "occupancy": figure(summary.occupancy, ".1%"),
+        "engine": summary.engine or "unknown",
     }
     if findings.pictures is not None:
         counts = findings.pictures.counts()

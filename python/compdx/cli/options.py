@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from compdx.engine import Numerics
 from compdx.training import Recipe
 
 TARGET = "package.module:factory, a network file or directory of compdx, or the name of a network that comes with it."
@@ -33,6 +34,15 @@ Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads, of torch where the models use it and of compdx.")
 ]
 Device = Annotated[str | None, typer.Option("--device", help="Where the models run: cpu, cuda, cuda:1, ...")]
+Chains = Annotated[str, typer.Option("--chains", metavar="auto|N", help="Batch size; auto measures a good one.")]
+Engine = Annotated[
+    str, typer.Option("--engine", metavar="auto|graph|eager", help="How CUDA runs: as a CUDA graph, or one by one.")
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile both models with torch.compile.")]
+Tf32 = Annotated[
+    bool | None,
+    typer.Option("--tf32/--no-tf32", help="Whether CUDA may round float32 to TF32; torch's settings if not."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no report; errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
@@ -66,6 +76,24 @@ Seed = Annotated[int, typer.Option("--seed", help="Fixes all randomness.")]
 def given(**options: Any) -> dict[str, Any]:
     """The options that were given: those that are not None."""
     return {key: value for key, value in options.items() if value is not None}
+
+
+def chains(text: str) -> int | None:
+    """``auto``, which is None, or a number."""
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        msg = f"--chains must be auto or a number, got {text!r}"
+        raise ValueError(msg) from None
+
+
+def numerics(tf32: bool | None) -> Numerics | None:
+    """TF32 on or off; None where nothing was said."""
+    if tf32 is None:
+        return None
+    return Numerics(matmul_precision="high" if tf32 else "highest", convolution_tf32=tf32)
 
 
 def recipe_of(default: Recipe, **changes: Any) -> Recipe:

@@ -28,10 +28,13 @@ def command(
     budget: Annotated[
         int | None, typer.Option("--budget", "--steps", min=1, help="Most queries on one seed; steps of gradient.")
     ] = None,
-    chains: Annotated[int | None, typer.Option("--chains", min=1, help="Batch size.")] = None,
+    chains: opt.Chains = "auto",
     seed: Annotated[int, typer.Option("--seed", help="Run seed.")] = 0,
     device: opt.Device = None,
     threads: opt.Threads = None,
+    engine: opt.Engine = "auto",
+    compile: opt.Compile = False,
+    tf32: opt.Tf32 = None,
     method: Annotated[str, typer.Option("--method", metavar="mcmc|gradient", help="Search method.")] = "mcmc",
     coverage: Annotated[
         bool | None, typer.Option("--coverage/--no-coverage", help="gradient: raise neurons that pruning silenced.")
@@ -66,10 +69,13 @@ def command(
             models.pair(original, compressed, preprocessing, device, threads),
             models.seeds(seeds, limit),
             method=settings,
-            chains=chains,
+            chains=opt.chains(chains),
             seed=seed,
             device=device,
             threads=threads,
+            engine=engine,
+            compile=compile,
+            numerics=opt.numerics(tf32),
             out=out,
             resume=resume,
             progress=not quiet,
