@@ -614,7 +614,7 @@ def plain_outcomes() -> Any:
     return finish(Eager(make_pair(), loop), loop)
 
 
-@pytest.mark.parametrize(("small", "unrolled", "streams"), [(True, 64, 2), (False, 16, 1)])
+@pytest.mark.parametrize(("small", "unrolled", "streams"), [(True, 32, 2), (False, 16, 1)])
 def test_a_graph_finds_the_same(small: bool, unrolled: int, streams: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if not small:
         monkeypatch.setattr("compdx.engine.graph.SIZES", ((1, 64, 2), (1 << 20, 16, 1)))
@@ -652,9 +652,9 @@ def test_the_order_of_a_capture() -> None:
             for name in ("original", "compressed")
             for call in (("mode", "error"), (name, "stream 1"), ("mode", "default"))
         ]
-        assert cuda.log == [*probe, ("capture", "stream 1"), *(64 * warm_up), ("captured",), ("replay",)]
+        assert cuda.log == [*probe, ("capture", "stream 1"), *(32 * warm_up), ("captured",), ("replay",)]
         assert cuda.current.name == "stream 1", "what reads the loop is in order with its work"
-        assert loop.progress.iterations == 3 + 64
+        assert loop.progress.iterations == 3 + 32
     assert cuda.current is cuda.user
     assert cuda.log[-1] == ("synchronize", "stream 1")
 

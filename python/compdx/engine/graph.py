@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 # By the values of a batch: how many iterations a graph has, and on how many streams the models run. Of small batches a
 # graph needs many to last longer than its launch, and neither model fills the device. Long iterations hide the launch
-# anyway, and fewer of them mean less work for nothing when the last chain has ended, and a shorter wait after Ctrl-C.
-SIZES = ((1 << 20, 64, 2), (1 << 23, 16, 1))
+# anyway, and fewer of them mean less work for nothing when the last chain has ended, a shorter wait after Ctrl-C, and
+# ended chains that find room in the ring.
+SIZES = ((1 << 20, 32, 2), (1 << 23, 16, 1))
 LARGEST = (4, 1)
 # PyTorch's advice: what libraries set up at a first call on a stream must not happen within a capture.
 WARM_UPS = 3
@@ -109,8 +110,8 @@ class Graph:
         self._replayed = [*self._replayed[1:], done]
         self.begun += self.unrolled
         self._graph.replay()
-        done.record(self._stream)
         self._loop.launched(self.unrolled)
+        done.record(self._stream)  # so that counters that were asked for have arrived, too
 
     def _bound(self) -> tuple[Callable[[], Any], Callable[[], Any]]:
         if self._models is None:

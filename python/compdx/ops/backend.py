@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -111,7 +112,7 @@ class Cuda:
             raise RuntimeError(msg)
         self._torch = torch
         self._device = torch.device("cuda", index)
-        self._polled: tuple[Any, Any, int] | None = None  # a copy under way to pinned memory, its event, its age
+        self._polled: deque[tuple[Any, Any]] = deque()  # copies under way to pinned memory, with their events
         self._latest: npt.NDArray[Any] | None = None
         self._side: Any = None
         self.name = f"cuda:{index}"  # as tensors write it, whatever device is current later
@@ -150,28 +151,22 @@ class Cuda:
         flat[place : place + value.nbytes].copy_(self.send(np.array(value)), non_blocking=True)
 
     def poll(self, array: Any) -> npt.NDArray[Any]:
-        """Return a copy of the one small array that is polled, at most ``_POLL_LAG`` calls old; waits only beyond that.
+        """Return the newest copy that has arrived of the one small array that is polled, and ask for another.
 
-        The first call waits, having nothing to return.
+        Waits only for one asked for ``_POLL_LAG`` calls ago, and in the first call, having nothing to return.
         """
         if self._latest is None:
             self._latest = self.get(array)
-        if self._polled is not None:
-            pinned, event, age = self._polled
-            if age >= _POLL_LAG:
-                event.synchronize()  # else the host would run ahead for as long as the launch queue is deep
-            if event.query():
-                self._latest = pinned.numpy().copy()
-                self._polled = None
-            else:
-                self._polled = (pinned, event, age + 1)
-        if self._polled is None:
-            with self._torch.cuda.device(self._device):
-                pinned = self._torch.empty(array.shape, dtype=array.dtype, pin_memory=True)
-                pinned.copy_(array, non_blocking=True)
-                event = self._torch.cuda.Event()
-                event.record()
-            self._polled = (pinned, event, 0)
+        while self._polled and (len(self._polled) >= _POLL_LAG or self._polled[0][1].query()):
+            pinned, event = self._polled.popleft()
+            event.synchronize()  # else the host would run ahead for as long as the launch queue is deep
+            self._latest = pinned.numpy().copy()
+        with self._torch.cuda.device(self._device):
+            pinned = self._torch.empty(array.shape, dtype=array.dtype, pin_memory=True)
+            pinned.copy_(array, non_blocking=True)
+            event = self._torch.cuda.Event()
+            event.record()
+        self._polled.append((pinned, event))
         return self._latest
 
     @contextmanager
