@@ -187,6 +187,22 @@ def test_search_that_finds(finished: tuple[Shell, Result]) -> None:
     )
 
 
+def test_chains_and_engine(shell: Shell, finished: tuple[Shell, Result]) -> None:
+    found = shell.search("pinned", "--json", "--chains", "8", "--engine", "eager", "--no-tf32")
+    assert found.code == 1
+    assert shell.ended("pinned").equals(finished[0].ended("run"))
+    assert found.json["summary"]["engine"] == "eager"
+    header = json.loads((shell.folder / "pinned" / "run.json").read_text())
+    assert (header["chains"], header["calibration"], header["engine"]) == (8, None, "eager")
+    assert header["numerics"]["matmul_precision"] == "highest"
+    assert header["numerics"]["convolution_tf32"] is False
+    measured = json.loads((finished[0].folder / "run" / "run.json").read_text())
+    assert measured["chains"] == measured["calibration"]["chains"] == 32
+    assert "--chains must be auto or a number, got 'many'" in shell.search("other", "--chains", "many").error
+    assert "chains: expected 1..16777216, got 0" in shell.search("other", "--chains", "0").error
+    assert "'graph' needs a pair on CUDA" in shell.search("other", "--engine", "graph").error
+
+
 def test_verify_a_stable_run(finished: tuple[Shell, Result]) -> None:
     shell, found = finished
     result = shell.run("verify", "run", *models())

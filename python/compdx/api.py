@@ -61,7 +61,8 @@ def search(
         engine: ``"auto"`` runs the iterations on CUDA as a graph of many, where both models can be captured, and one
             by one elsewhere; where a graph was to be expected, the summary and the screen say why there is none.
             ``"graph"`` raises then, ``"eager"`` never tries. A matter of speed alone.
-        compile: Compile both models with ``torch.compile``, which takes a while and rounds differently.
+        compile: Compile both models with ``torch.compile``, which takes a while and rounds differently: `verify` asks
+            the models as they are, and may answer otherwise where a label hangs on the last bits.
         numerics: What torch's precision and its choice of kernels are while the search runs; ``None`` is `Numerics()`.
             Recorded with the run and needed again to resume it.
         out: Directory of the run. Findings are committed there as they come, with a checkpoint of the chains.
