@@ -141,7 +141,7 @@ class Graph:
         self.fallback = f"no CUDA graph: {reason}"
 
     def _waiting(self) -> str | None:
-        """Why no graph is tried: a model that waits for the device would break the capture, and that can leave the state
+        """Why no graph is tried: a model that waits for the device would break the capture, which can leave the state
         of torch's random numbers broken."""
         for model, score in zip((self._pair.original, self._pair.compressed), self._bound(), strict=True):
             try:
