@@ -23,6 +23,9 @@ class Numerics:
     among kernels of one precision says nothing about the model, and picking by timing changes bits from run to run; so
     by default cuDNN does not time its kernels, and takes deterministic ones only.
 
+    The settings are torch's, so they hold for all threads of the process: searches that run beside each other should
+    have the same.
+
     Args:
         matmul_precision: ``"highest"`` (float32), ``"high"`` (TF32 on CUDA, two bfloat16 on the CPU), ``"medium"``
             (bfloat16), as in ``torch.set_float32_matmul_precision``; None leaves what the process has.
