@@ -192,6 +192,7 @@ def test_compile_compiles_both_models(expected: Any, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of what torch's compiler imports
 def test_compile_without_a_stand_in(expected: Any) -> None:
     findings = search(make_pair(), make_seeds(), method=METHOD, chains=24, seed=3, progress=False, compile=True)
     assert findings.ended.equals(expected.ended)

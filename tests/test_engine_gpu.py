@@ -117,6 +117,7 @@ def test_models_that_want_different_inputs_are_captured(expected: Findings) -> N
     assert find(pair, 200, engine="graph").ended.equals(expected.ended)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of what torch's compiler imports
 def test_compiled_modules_are_captured(expected: Findings) -> None:
     import torch
 
