@@ -42,7 +42,7 @@ types: $(VENV)/dev.stamp $(VENV)/test.stamp
 	$(BIN)/python tools/check_stub.py
 
 bench-smoke: $(VENV)/test.stamp
-	for bench in $(BENCHES); do $(BIN)/python bench/$$bench.py --smoke; done
+	for bench in $(BENCHES); do $(BIN)/python -m bench.$$bench --smoke; done
 
 # A wheel with CUDA, warnings as errors, and what every kernel takes from the GPU.
 cuda: $(VENV)/pip.stamp

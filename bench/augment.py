@@ -7,7 +7,7 @@ import time
 import cv2
 import numpy as np
 
-import published
+from bench import published
 
 Array = np.ndarray
 

@@ -1,7 +1,7 @@
 """Questions about CompD that one run cannot answer: does coverage help, which repair lowers what a new search finds?
 
-    python bench/compd.py coverage --study DIR --data DATA [--seeds 1000] [--repeats 5]
-    python bench/compd.py repair --study DIR --data DATA [--variants paper consistency] [--repeats 3]
+    python -m bench.compd coverage --study DIR --data DATA [--seeds 1000] [--repeats 5]
+    python -m bench.compd repair --study DIR --data DATA [--variants paper consistency] [--repeats 3]
 
 ``--study`` is a directory that ``compdx reproduce compd`` wrote, ``--data`` the data it was given. Intervals are 95 %
 bootstrap intervals over seeds. ``--smoke`` needs neither: a pruned network for scikit-learn's digits.
@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 import compdx
+from bench.record import record
 from compdx import attacks, compress, repair, reproduce
 from compdx.training import Recipe
 from compdx.zoo import digits
-from record import record
 
 BOOTSTRAP = 2000
 EPSILON = 8

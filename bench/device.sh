@@ -50,7 +50,7 @@ done
 for bench in bench/*.py; do
     grep -q '"--device"' "$bench" || continue
     name=$(basename "$bench" .py)
-    section "bench-$name" 90 "$PYTHON" "$bench" --device cuda --out "$OUT/$name.json"
+    section "bench-$name" 90 "$PYTHON" -m "bench.$name" --device cuda --out "$OUT/$name.json"
 done
 # CompD's experiments, where CIFAR-10 was brought along: COMPDX_DATA holds cifar10/train.parquet and test.parquet.
 if [ -d "${COMPDX_DATA:-}/cifar10" ]; then

@@ -1,6 +1,6 @@
 """compdx beside DFlare's published loop: is it the same search with the same settings, and a better one with its own?
 
-    python bench/faithful.py --pairs DIR --data DIR [--seeds 100] [--budget 3000] [--repeats 5]
+    python -m bench.faithful --pairs DIR --data DIR [--seeds 100] [--budget 3000] [--repeats 5]
 
 DIR of pairs holds DFlare's `lenet1.h5`, `lenet1-quan.lite`, `resnet.h5`, `resnet-quan.lite`; DIR of data holds
 `mnist/test.parquet` and `cifar10/test.parquet`. Needs keras, torch, ai-edge-litert, opencv-python-headless and scipy.
@@ -19,9 +19,9 @@ import cv2
 import numpy as np
 
 import compdx
-import published
-from pairs import FILES, Peer, agreeing, load_images, load_pair, small_pair
-from record import record
+from bench import published
+from bench.pairs import FILES, Peer, agreeing, load_images, load_pair, small_pair
+from bench.record import record
 
 Array = np.ndarray
 SAMPLE_SEED = 0  # which images are searched

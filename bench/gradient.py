@@ -1,6 +1,6 @@
 """The gradient search beside a plain per-image loop of CompD's Algorithm 1, and beside the limit of its two models.
 
-    python bench/gradient.py --study DIR [--data DIR] [--seeds 200] [--chains 125] [--smoke]
+    python -m bench.gradient --study DIR [--data DIR] [--seeds 200] [--chains 125] [--smoke]
 
 ``--study`` is a directory that ``compdx reproduce compd`` wrote; its pair and its seeds are used. Without one (and with
 ``--smoke``) the pair is a pruned network for scikit-learn's digits.
@@ -25,9 +25,9 @@ import numpy.typing as npt
 import torch
 
 import compdx
+from bench.record import record
 from compdx import compress
 from compdx.zoo import digits
-from record import record
 
 
 def plain_loop(

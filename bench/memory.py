@@ -1,6 +1,6 @@
 """10,000 seeds of MNIST at budget 1,000: memory, and the grade of every finding.
 
-    python bench/memory.py --data DIR [--smoke]
+    python -m bench.memory --data DIR [--smoke]
 
 DIR holds `mnist/train.parquet` and `mnist/test.parquet` in the Hugging Face layout. The pair is the demo's network,
 trained on MNIST, and its int8 version by torchao. Each number of seeds runs in a process of its own, which reports its
@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import compdx
+from bench.record import record
 from compdx.compress import quantize
 from compdx.zoo import digits
-from record import record
 
 SIZES = (1_000, 10_000)
 SMOKE_SIZES = (20, 60)
@@ -101,7 +101,8 @@ def main() -> None:
         return
     rows = []
     for size in sizes:
-        command = [sys.executable, __file__, "--one", str(size), *(["--data", str(data)] if data is not None else [])]
+        command = [sys.executable, "-m", "bench.memory", "--one", str(size)]
+        command += ["--data", str(data)] if data is not None else []
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         row = json.loads(output.splitlines()[-1])
         rows.append(row)

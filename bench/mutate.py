@@ -1,6 +1,6 @@
 """The mutate step beside an OpenCV and NumPy loop over images, one core each, in one process.
 
-    python bench/mutate.py [--smoke]
+    python -m bench.mutate [--smoke]
 
 Both sides choose one of the seven operators uniformly for every image, draw its parameters, apply it and write the
 float32 model input. They take turns in short slices; the figure is the median over slices of (time of the loop) / (time
@@ -19,9 +19,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from augment import opencv_loop
+from bench.augment import opencv_loop
+from bench.record import record
 from compdx import Inputs, ops
-from record import record
 
 SHAPES = {"1x28x28": (1, 28, 28), "3x32x32": (3, 32, 32), "3x224x224": (3, 224, 224)}
 

@@ -1,6 +1,6 @@
 """The search loop beside the bare forward passes of the same two models, in one process.
 
-    python bench/search.py [--pairs lenet5 resnet20] [--chains 512] [--device cpu] [--smoke]
+    python -m bench.search [--pairs lenet5 resnet20] [--chains 512] [--device cpu] [--smoke]
 
 Both sides use the same models, batch size, layout and input dtype. They take turns in short slices, so that a machine
 that changes its speed changes it for both; the figure is the median over slices of (time of the forwards) / (time of
@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 import compdx
-from networks import NETWORKS, pair
-from record import record
+from bench.networks import NETWORKS, pair
+from bench.record import record
 
 
 def timed(run: Callable[[], Any], device: str) -> float:
