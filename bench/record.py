@@ -12,7 +12,20 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("compdx", "numpy", "torch", "torchao", "opencv-python-headless", "scipy", "keras", "ai-edge-litert")
+PACKAGES = (
+    "compdx",
+    "numpy",
+    "torch",
+    "torchao",
+    "opencv-python-headless",
+    "scipy",
+    "keras",
+    "ai-edge-litert",
+    "tensorflow",
+    "foolbox",
+    "adversarial-robustness-toolbox",
+    "kornia",
+)
 
 
 def record(name: str, payload: dict[str, Any], path: Path | None = None) -> Path:
@@ -20,6 +33,7 @@ def record(name: str, payload: dict[str, Any], path: Path | None = None) -> Path
     path = RESULTS / f"{name}.json" if path is None else path
     document = {
         "bench": name,
+        "command": command(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "machine": machine(),
         "versions": versions(),
@@ -29,6 +43,24 @@ def record(name: str, payload: dict[str, Any], path: Path | None = None) -> Path
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def named(name: str, device: str) -> str:
+    """The name of a bench's record: a GPU's stands beside the CPU's."""
+    return name if device == "cpu" else f"{name}-cuda"
+
+
+def command() -> str:
+    """The command that is running; paths are replaced by the name of their option, as they differ between machines."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    words = ["python", "-m", spec.name] if spec is not None else ["python", Path(sys.argv[0]).name]
+    option, given = "", (part for word in sys.argv[1:] for part in (word.split("=", 1) if word[0] == "-" else [word]))
+    for word in given:
+        if word.startswith("--"):
+            option = word
+        if option != "--out":
+            words.append(option.lstrip("-").upper() if "/" in word else word)
+    return " ".join(words)
 
 
 def machine() -> dict[str, Any]:
