@@ -1,18 +1,23 @@
 """The search loop beside the bare forward passes of the same two models, in one process.
 
-    python -m bench.search [--pairs lenet5 resnet20] [--chains 512] [--device cpu] [--smoke]
+    python -m bench.search [--pairs lenet5 resnet20] [--chains 64 512] [--device cuda] [--compile] [--smoke]
 
-Both sides use the same models, batch size, layout and input dtype. They take turns in short slices, so that a machine
-that changes its speed changes it for both; the figure is the median over slices of (time of the forwards) / (time of
-the loop).
+Both sides use the same models, batch size, layout and input dtype, and compiled modules when ``--compile`` is given. On
+CUDA the bare forwards are a replayed graph over an input that lies there already, the least that two models can cost;
+``--eager`` calls them from Python instead. The sides take turns in short slices, forwards before and after every slice
+of the loop: the figure is the median over slices of (time of the forwards) / (time of the loop), and the same of the
+forwards before over those after is the noise. The networks have random weights, so their findings say how often slots
+are refilled, not how good the search is.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import math
 import time
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,109 +26,271 @@ import torch
 
 import compdx
 from bench.networks import NETWORKS, pair
-from bench.record import record
+from bench.record import named, record
+from bench.timing import bar, captured, seconds_of, spread
+
+# What two cores can do in a minute or so each; a GPU takes all sizes that fit.
+CPU_CHAINS = {
+    "lenet1": (64, 256, 512, 1024),
+    "lenet5": (64, 256, 512, 1024),
+    "resnet20": (64, 256, 512),
+    "resnet18": (64,),
+    "resnet50": (64,),
+}
+CUDA_CHAINS = (64, 1024, 8192, 65_536)
+MOST_PIXELS = 1 << 29  # of a batch: 4 GB of float32 input together with its images
+SEED_PIXELS = 1 << 26
 
 
-def timed(run: Callable[[], Any], device: str) -> float:
-    if device != "cpu":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+@dataclass(frozen=True)
+class Plan:
+    """How long one pair is measured at one batch size."""
+
+    slices: int
+    seconds: float  # a slice
+    limit: float  # all slices together; at least three are measured
 
 
-def measure(name: str, chains: int, device: str, slices: int, seconds: float, memory_format: str) -> dict[str, Any]:
-    original, compressed, shape = pair(name)
-    original, compressed = original.to(device), compressed.to(device)
-    if memory_format == "channels_last":
-        original = original.to(memory_format=torch.channels_last)
-        compressed = compressed.to(memory_format=torch.channels_last)
-    options: dict[str, Any] = {"mean": 0.5, "std": 0.25, "memory_format": memory_format}
-    models = compdx.Pair(compdx.Model(original, **options), compdx.Model(compressed, **options))
-    images = np.random.default_rng(0).integers(0, 256, (4 * chains, *shape), dtype=np.uint8)
-    loop = compdx.MCMC(budget=1000).start(
-        compdx.Seeds(images), chains=chains, seed=0, device=device, inputs=models.inputs, outputs=("logits", "logits")
-    )
+def iterate(loop: Any, models: compdx.Pair, count: int) -> None:
+    """What `compdx.search` does between two looks at the clock, ``count`` times."""
+    for _ in range(count):
+        loop.tell(*models.forward(loop.ask()))
 
-    # The first queries are the seeds themselves, as the models want them.
-    inputs = models.inputs
-    expected = compdx.ops.normalize(
-        images[:chains], inputs.table(shape[0]), layout=inputs.layout, dtype=inputs.dtype, threads=1
-    )
-    if not np.array_equal(torch.as_tensor(loop.ask()).cpu().numpy(), expected):
-        msg = "the loop does not feed the models what normalize makes of the seeds"
-        raise RuntimeError(msg)
 
-    def iterate(count: int) -> None:
-        for _ in range(count):
-            loop.tell(*models.forward(loop.ask()))
+@dataclass
+class Subject:
+    """A pair with its seeds, started again whenever half of the seeds have been used up."""
 
-    # What the loop feeds the models, taken once: the same values in the same place in memory.
-    static = torch.as_tensor(loop.ask()).clone()
-    if memory_format == "channels_last":
-        static = static.permute(0, 3, 1, 2)
+    models: compdx.Pair
+    images: np.ndarray
+    chains: int
+    budget: int = 1000
+    outputs: tuple[str, str] = ("logits", "logits")
 
-    def forwards(count: int) -> None:
-        with torch.inference_mode():
-            for _ in range(count):
-                original(static)
-                compressed(static)
+    def __post_init__(self) -> None:
+        self.loop = self.start()
+        self.found = self.ended = 0
 
-    iterate(5)
-    forwards(5)
-    count = max(1, round(seconds / max(timed(lambda: forwards(3), device) / 3, 1e-6)))
-    ratios, loop_seconds, forward_seconds = [], [], []
-    for _ in range(slices):
-        if not loop.active:
-            msg = "the seeds ran out during the measurement; use more of them"
+    def start(self) -> Any:
+        return compdx.MCMC(budget=self.budget).start(
+            compdx.Seeds(self.images),
+            chains=self.chains,
+            seed=0,
+            device=self.models.device,
+            inputs=self.models.inputs,
+            outputs=self.outputs,
+        )
+
+    def check(self) -> None:
+        """The first queries are the seeds themselves, as the models want them."""
+        inputs = self.models.inputs
+        expected = compdx.ops.normalize(
+            self.images[: self.chains],
+            inputs.table(self.images.shape[1]),
+            layout=inputs.layout,
+            dtype=inputs.dtype,
+            threads=1,
+        )
+        asked = self.loop.ask()
+        if isinstance(asked, torch.Tensor):
+            asked = (asked if inputs.dtype == "float32" else asked.view(torch.uint16)).cpu().numpy()
+        if not np.array_equal(asked, expected):
+            msg = "the loop does not feed the models what normalize makes of the seeds"
             raise RuntimeError(msg)
-        bare = timed(lambda: forwards(count), device) / count
-        whole = timed(lambda: iterate(count), device) / count
-        ratios.append(bare / whole)
-        loop_seconds.append(whole)
-        forward_seconds.append(bare)
-    progress = loop.progress
+
+    def run(self, count: int) -> None:
+        iterate(self.loop, self.models, count)
+
+    def renew(self) -> None:
+        """Between two slices: count what ended, and start over before idle slots would be measured."""
+        self.loop.take()
+        progress = self.loop.progress
+        if 2 * progress.ended > len(self.images):
+            self.found += progress.found
+            self.ended += progress.ended
+            self.loop = self.start()
+            self.run(3)
+
+    def totals(self) -> tuple[int, int]:
+        """Chains that ended, and findings among them."""
+        self.loop.take()
+        progress = self.loop.progress
+        return self.ended + progress.ended, self.found + progress.found
+
+
+def beside_forward(subject: Subject, forwards: Callable[[int], Any], plan: Plan) -> dict[str, Any]:
+    """The loop of ``subject`` beside ``forwards(count)``, the bare forward passes of its models."""
+    device = subject.models.device
+    subject.check()
+    subject.run(1)
+    forwards(1)
+    once = seconds_of(lambda: forwards(1), device)
+    if once < plan.seconds:
+        subject.run(3)
+        once = seconds_of(lambda: forwards(3), device) / 3
+    count = max(1, round(plan.seconds / max(once, 1e-6)))
+    slices = min(plan.slices, max(3, int(plan.limit / (3 * max(count * once, plan.seconds)))))
+    subject.renew()
+    loop_seconds, before, after = [], [], []
+    _, found = subject.totals()
+    for _ in range(slices):
+        if not subject.loop.active:
+            msg = "the seeds ran out during a slice; use more of them"
+            raise RuntimeError(msg)
+        before.append(seconds_of(lambda: forwards(count), device) / count)
+        loop_seconds.append(seconds_of(lambda: subject.run(count), device) / count)
+        after.append(seconds_of(lambda: forwards(count), device) / count)
+        subject.renew()
+    ended, found_after = subject.totals()
+    bare = [(first + second) / 2 for first, second in zip(before, after, strict=True)]
+    occupancy = subject.loop.progress.occupancy
     return {
-        "pair": name,
-        "shape": list(shape),
-        "chains": chains,
+        "chains": subject.chains,
         "device": device,
-        "memory_format": memory_format,
         "slices": slices,
         "iterations_per_slice": count,
-        "ratio": statistics.median(ratios),
-        "ratio_quartiles": statistics.quantiles(ratios, n=4),
-        "queries_per_second": chains * progress.occupancy / statistics.median(loop_seconds),
-        "forward_images_per_second": chains / statistics.median(forward_seconds),
-        "occupancy": progress.occupancy,
-        "ended": progress.ended,
-        "bytes_per_chain": loop.bytes_per_chain,
+        **spread("ratio", [limit / whole for limit, whole in zip(bare, loop_seconds, strict=True)]),
+        **spread("noise", [first / second for first, second in zip(before, after, strict=True)]),
+        **spread("queries_per_second", [subject.chains * occupancy / whole for whole in loop_seconds]),
+        **spread("forward_images_per_second", [subject.chains / limit for limit in bare]),
+        "findings_per_second": (found_after - found) / (count * sum(loop_seconds)),
+        "occupancy": occupancy,
+        "ended": ended,
+        "bytes_per_chain": subject.loop.bytes_per_chain,
         "torch_threads": torch.get_num_threads(),
     }
 
 
+def host_waits(subject: Subject, count: int) -> dict[str, float]:
+    """How often an iteration makes the host wait for the device: as PyTorch warns, and as the CUDA runtime is called.
+
+    The calls of the runtime are those of 2 * ``count`` iterations less those of ``count``, so that what the profiler
+    itself waits for drops out.
+    """
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        subject.run(count)
+        torch.cuda.set_sync_debug_mode(mode)
+    warned = sum("synchroniz" in str(warning.message) for warning in caught)
+
+    def calls(iterations: int) -> int:
+        kinds = (torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA)
+        with torch.profiler.profile(activities=kinds) as profile:
+            subject.run(iterations)
+        return sum(row.count for row in profile.key_averages() if row.key.startswith("cuda") and "Synchroni" in row.key)
+
+    return {
+        "iterations": count,
+        "warnings_per_iteration": warned / count,
+        "runtime_calls_per_iteration": (calls(2 * count) - calls(count)) / count,
+    }
+
+
+def measure(name: str, chains: int, options: argparse.Namespace, plan: Plan) -> dict[str, Any]:
+    original, compressed, shape = pair(name)
+    dtype = getattr(torch, options.dtype)
+    last = options.memory_format == "channels_last"
+    form = torch.channels_last if last else torch.contiguous_format
+    original, compressed = (
+        module.to(options.device, dtype).to(memory_format=form) for module in (original, compressed)
+    )
+    compile_seconds = 0.0
+    if options.compile:
+        start = time.perf_counter()
+        original, compressed = torch.compile(original), torch.compile(compressed)
+        example = torch.zeros(chains, *shape, device=options.device, dtype=dtype).to(memory_format=form)
+        with torch.inference_mode():
+            original(example), compressed(example)
+        compile_seconds = time.perf_counter() - start
+    wanted: dict[str, Any] = {"mean": 0.5, "std": 0.25, "memory_format": options.memory_format, "dtype": options.dtype}
+    models = compdx.Pair(compdx.Model(original, **wanted), compdx.Model(compressed, **wanted))
+    count = max(4 * chains, min(1 << 16, SEED_PIXELS // math.prod(shape)))
+    images = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
+    subject = Subject(models, images, chains)
+
+    # What the loop feeds the models, taken once: the same values in the same place in memory.
+    static = torch.as_tensor(subject.loop.ask()).clone()
+    if static.dtype == torch.uint16:
+        static = static.view(dtype)
+    if last:
+        static = static.permute(0, 3, 1, 2)
+
+    def both() -> None:
+        with torch.inference_mode():
+            original(static)
+            compressed(static)
+
+    once, launched = both, "calls"
+    if options.device != "cpu" and not options.eager:
+        once, launched = captured(both), "graph"
+
+    def forwards(count: int) -> None:
+        for _ in range(count):
+            once()
+
+    row = {
+        "pair": name,
+        "shape": list(shape),
+        "memory_format": options.memory_format,
+        "dtype": options.dtype,
+        "compiled": options.compile,
+        "forwards_launched_by": launched,
+        **beside_forward(subject, forwards, plan),
+    }
+    if options.compile:
+        row["compile_seconds"] = compile_seconds
+    if options.device != "cpu":
+        row["host_waits"] = host_waits(subject, 64)
+    return row
+
+
+def sizes(name: str, options: argparse.Namespace) -> list[int]:
+    if options.smoke:
+        return [16]
+    if options.chains:
+        return list(options.chains)
+    wanted = CPU_CHAINS[name] if options.device == "cpu" else CUDA_CHAINS
+    return [chains for chains in wanted if chains * math.prod(NETWORKS[name][1]) <= MOST_PIXELS]
+
+
+def show(row: dict[str, Any]) -> None:
+    low, _, high = row["ratio_quartiles"]
+    waits = f"   {row['host_waits']['runtime_calls_per_iteration']:.2f} waits" if "host_waits" in row else ""
+    print(
+        f"{row['pair']:<9} B={row['chains']:<6} {bar(row['ratio'])} loop / bare forward {row['ratio']:.3f} "
+        f"({low:.3f}..{high:.3f}, forwards among themselves {row['noise']:.3f})   "
+        f"{row['queries_per_second']:,.0f} queries/s   {row['findings_per_second']:,.1f} findings/s   "
+        f"occupancy {row['occupancy']:.3f}{waits}",
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", nargs="+", choices=sorted(NETWORKS), default=sorted(NETWORKS))
-    parser.add_argument("--chains", type=int, default=512)
+    parser.add_argument("--pairs", nargs="+", choices=list(NETWORKS), default=None)
+    parser.add_argument("--chains", nargs="+", type=int, default=None, help="batch sizes; default: by device and pair")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--memory-format", choices=("contiguous", "channels_last"), default="channels_last")
+    parser.add_argument("--compile", action="store_true", help="torch.compile both models, on both sides")
+    parser.add_argument("--eager", action="store_true", help="on CUDA: no graph for the bare forwards")
+    parser.add_argument("--limit", type=float, default=25.0, help="seconds for one pair at one batch size")
     parser.add_argument("--smoke", action="store_true", help="a few iterations: does it run?")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    slices, seconds = (3, 0.05) if options.smoke else (30, 0.5)
-    chains = min(options.chains, 64) if options.smoke else options.chains
-    rows = [measure(name, chains, options.device, slices, seconds, options.memory_format) for name in options.pairs]
-    for row in rows:
-        print(
-            f"{row['pair']:<9} B={row['chains']:<6} loop / bare forward {row['ratio']:.3f}   "
-            f"{row['queries_per_second']:,.0f} queries/s   occupancy {row['occupancy']:.3f}   "
-            f"{row['bytes_per_chain']:,} bytes a chain"
-        )
+    plan = Plan(3, 0.02, 1.0) if options.smoke else Plan(21, 0.3, options.limit)
+    pairs = options.pairs or (["lenet1", "lenet5", "resnet20"] if options.smoke else list(NETWORKS))
+    rows = []
+    for name in pairs:
+        for chains in sizes(name, options):
+            rows.append(measure(name, chains, options, plan))
+            show(rows[-1])
     if not options.smoke or options.out:
-        record("search", {"rows": rows}, options.out)
+        name = "search-compiled" if options.compile else "search"
+        record(named(name, options.device), {"rows": rows}, options.out)
 
 
 if __name__ == "__main__":
