@@ -36,6 +36,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 	$(BIN)/python tools/check_imports.py
 	$(BIN)/python tools/make_tables.py --check
+	$(BIN)/python -m bench.report --check
 
 types: $(VENV)/dev.stamp $(VENV)/test.stamp
 	$(BIN)/mypy

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+# Keras reads it once, when it is first imported; TensorFlow is used where someone asks for it.
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
 Array = np.ndarray
 Batch = Callable[[Array], Array]  # float32 [N, H, W, C] -> probabilities float32 [N, K]
 
@@ -47,8 +50,7 @@ FILES = {
 
 
 def load_keras(path: Path, *, threads: int) -> Batch:
-    """A Keras model file as a callable, on Keras' torch backend."""
-    os.environ.setdefault("KERAS_BACKEND", "torch")
+    """A Keras model file as a callable, on Keras' torch backend unless KERAS_BACKEND says otherwise."""
     import keras
     import torch
 

@@ -16,6 +16,7 @@ take the place of DFlare's pairs.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -92,6 +93,7 @@ def beside_published(peer: Peer, images: Array, count: int, plan: Plan, chains: 
     loop_rates = beside_forward(subject, forwards, plan)
     return {
         "pair": peer.name,
+        "keras_backend": os.environ["KERAS_BACKEND"],
         "published": figures,
         "compdx": ours,
         "in_batches": loop_rates,

@@ -1,0 +1,185 @@
+"""The page of performance says what the records say, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SVG = "{http://www.w3.org/2000/svg}"
+
+ABOUT = {
+    "date": "2026-01-02",
+    "machine": {"cpu": "A CPU", "cores": 3, "system": "Linux"},
+    "versions": {"compdx": "9.8.7", "torch": "6.5.4"},
+    "command": "python -m bench.search --smoke",
+}
+
+
+def report(page: Path, results: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench.report", "--page", str(page), "--results", str(results), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def write(results: Path, name: str, payload: dict[str, Any]) -> None:
+    (results / f"{name}.json").write_text(json.dumps({"bench": name, **ABOUT, **payload}))
+
+
+def searched(chains: int, ratio: float) -> dict[str, Any]:
+    return {
+        "pair": "lenet5",
+        "shape": [1, 28, 28],
+        "chains": chains,
+        "ratio": ratio,
+        "ratio_quartiles": [ratio - 0.01, ratio, ratio + 0.02],
+        "noise": 1.0,
+        "noise_quartiles": [0.9, 1.0, 1.1],
+        "queries_per_second": 12_345.6,
+        "findings_per_second": 67.8,
+        "occupancy": 0.995,
+    }
+
+
+def mutated(operator: str, share: float) -> dict[str, Any]:
+    return {
+        "what": "mutate",
+        "operator": operator,
+        "window": None,
+        "output": "float32",
+        "shape": [3, 32, 32],
+        "isa": "avx2",
+        "threads": 1,
+        "items_per_second": 2_500_000.0,
+        "bytes_per_second": 1e9,
+        "share_of_copy": share,
+    }
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of the page, and an empty directory of records."""
+    page, results = tmp_path / "performance.md", tmp_path / "results"
+    shutil.copy(ROOT / "docs" / "performance.md", page)
+    results.mkdir()
+    return page, results
+
+
+def test_the_page_is_what_the_records_say() -> None:
+    result = report(ROOT / "docs" / "performance.md", ROOT / "bench" / "results", "--check")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_figures_come_from_the_record(place: tuple[Path, Path]) -> None:
+    page, results = place
+    write(results, "search", {"rows": [searched(64, 0.8125), searched(512, 0.9375)]})
+    assert report(page, results).returncode == 0
+    text = page.read_text()
+    assert "| lenet5 | 1×28×28 | 512 | 0.938 (0.927–0.958) | 1.000 (0.900–1.100) | 12,346 | 67.8 | 99.5% |" in text
+    assert "Measured on 2026-01-02 on A CPU, 3 cores, with compdx 9.8.7, torch 6.5.4 by" in text
+    assert "`python -m bench.search --smoke`" in text
+
+
+def test_what_was_not_measured_is_said(place: tuple[Path, Path]) -> None:
+    page, results = place
+    assert report(page, results).returncode == 0
+    text = page.read_text()
+    assert "Not measured yet on a CPU: `python -m bench.kernels`." in text
+    assert "Not measured yet on a GPU, compiled: `bench/device.sh`." in text
+    assert "Measured on" not in text
+
+
+def test_a_peer_that_was_not_measured_is_no_row(place: tuple[Path, Path]) -> None:
+    page, results = place
+    reason = "not measured: foolbox cannot be imported"
+    payload = {"attacks": {"pair": "p", "budget": 1, "rows": [{"tool": "foolbox", "not_measured": reason}]}}
+    write(results, "peers", {"threads": 2, "published": "not measured: no keras", **payload})
+    assert report(page, results).returncode == 0
+    text = page.read_text()
+    assert f"foolbox: {reason}." in text
+    assert "published: not measured: no keras." in text
+    assert "| foolbox" not in text
+
+
+@pytest.mark.parametrize("spoil", ["figure", "plot", "stale"])
+def test_check_fails_on_what_records_do_not_say(place: tuple[Path, Path], spoil: str) -> None:
+    page, results = place
+    write(results, "search", {"rows": [searched(64, 0.8125), searched(512, 0.9375)]})
+    assert report(page, results, "--check").returncode == 1
+    assert report(page, results).returncode == 0
+    assert report(page, results, "--check").returncode == 0
+    plot = page.parent / "performance" / "search.svg"
+    if spoil == "figure":
+        spoilt = page
+        page.write_text(page.read_text().replace("12,346", "12,347", 1))
+    elif spoil == "plot":
+        spoilt = plot
+        plot.unlink()
+    else:
+        spoilt = plot.with_name("old.svg")
+        shutil.copy(plot, spoilt)
+    before = spoilt.read_bytes() if spoilt.exists() else None
+    result = report(page, results, "--check")
+    assert result.returncode == 1
+    assert str(spoilt) in result.stdout
+    assert before == (spoilt.read_bytes() if spoilt.exists() else None)  # a check writes nothing
+    assert report(page, results).returncode == 0
+    assert report(page, results, "--check").returncode == 0
+
+
+def test_words_outside_the_markers_stay(place: tuple[Path, Path]) -> None:
+    page, results = place
+    page.write_text("By hand.\n" + page.read_text() + "\nBy hand too.\n")
+    assert report(page, results).returncode == 0
+    assert page.read_text().startswith("By hand.\n")
+    assert page.read_text().endswith("\nBy hand too.\n")
+
+
+def test_a_page_without_a_place_is_refused(place: tuple[Path, Path]) -> None:
+    page, results = place
+    page.write_text(page.read_text().replace("<!-- /bench:scale -->", ""))
+    result = report(page, results)
+    assert result.returncode != 0
+    assert "the page has places for" in result.stderr
+
+
+def test_bars_are_as_long_as_their_values(place: tuple[Path, Path]) -> None:
+    page, results = place
+    write(results, "kernels", {"rows": [mutated("mix", 0.25), mutated("additive", 0.75)]})
+    assert report(page, results).returncode == 0
+    assert "| 3×32×32 | avx2, 1 core | 2.50 M | 25.0% |" in page.read_text()
+    drawing = ElementTree.parse(page.parent / "performance" / "kernels.svg").getroot()
+    bars = [float(bar.get("width", "")) for bar in drawing.iter(f"{SVG}rect") if bar.get("height") == "9.0"]
+    assert len(bars) == 2
+    assert bars[1] / bars[0] == pytest.approx(3, rel=1e-2)
+
+
+def test_points_lie_where_their_values_are(place: tuple[Path, Path]) -> None:
+    page, results = place
+    write(results, "search", {"rows": [searched(64, 0.5), searched(256, 1.0), searched(1024, 0.75)]})
+    assert report(page, results).returncode == 0
+    drawing = ElementTree.parse(page.parent / "performance" / "search.svg").getroot()
+    points = [(float(dot.get("cx", "")), float(dot.get("cy", ""))) for dot in drawing.iter(f"{SVG}circle")]
+    (x0, y0), (x1, y1), (x2, y2) = points
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)  # 64 to 256 is as far as 256 to 1024
+    assert y0 - y1 == pytest.approx(2 * (y2 - y1), abs=0.3)
+    assert y1 < y2 < y0  # up is more
+
+
+@pytest.mark.slow
+def test_a_record_says_its_command_without_paths(tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    pytest.importorskip("torch")
+    out = tmp_path / "kernels.json"
+    wanted = ["-m", "bench.kernels", "--smoke", "--shapes", "1x28x28", "--only", "normalise"]
+    subprocess.run([sys.executable, *wanted, "--out", str(out)], cwd=ROOT, check=True, capture_output=True)
+    record = json.loads(out.read_text())
+    assert record["command"] == " ".join(["python", *wanted])
+    assert str(tmp_path) not in out.read_text()
+    assert {row["what"] for row in record["rows"]} == {"normalise"}
