@@ -21,11 +21,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
-from bench.augment import opencv_loop
 from bench.record import named, record, usable_cores
 from bench.timing import Laps, bar, captured, spread, take_turns
 from compdx import Inputs, ops
@@ -111,17 +109,36 @@ def identities_of() -> dict[tuple[str, int | None], Array]:
     return found
 
 
+@cache
+def pictures(name: str, count: int) -> Array:
+    """Random images; nobody writes to them."""
+    return np.random.default_rng(0).integers(0, 256, (count, *SHAPES[name]), dtype=np.uint8)
+
+
 def check_mutants(chains: ops.Chains, images: Array, identities: Array) -> None:
+    """Some mutants of every operator, as many as are checked in a moment, are those of the stateless operators."""
+    most = max(4, (1 << 20) // images[0].size)
     out = chains.new_input()
     ops.mutate(chains, out)
     written = np.asarray(out if isinstance(out, np.ndarray) else out.cpu())
     pending = chains.records["pending"]
     for code, operator in enumerate(ops.OPERATORS):
-        rows = np.flatnonzero(pending == code)
+        rows = np.flatnonzero(pending == code)[:most]
         expected = ops.apply(images[rows], operator, index=identities[rows], step=1, isa="scalar")
         if not np.array_equal(written[rows], expected):
             msg = f"mutate and apply disagree on {operator}"
             raise RuntimeError(msg)
+
+
+def opencv(images: Array) -> Callable[[], Any]:
+    """The loop of OpenCV and NumPy over images, on one core."""
+    import cv2
+
+    from bench.augment import opencv_loop
+
+    cv2.setNumThreads(1)
+    rng = np.random.default_rng(0)
+    return lambda: opencv_loop(images, rng)
 
 
 def copier(size: int, how: How) -> Callable[[], Any]:
@@ -144,13 +161,17 @@ def beside_copy(
     items, about = count, {}
     if how.device == "cpu":
         torch.set_num_threads(how.threads or 1)
-    else:
+    elif how.slices:
         items *= LAUNCHES
         launched = {name: many(side, LAUNCHES) for name, side in sides.items()}
         sides = {name: side for name, (side, _) in launched.items()}
         about = {"launched_by": launched["run"][1]}
     if peer is not None:
         sides["peer"] = peer
+    if not how.slices:
+        for _ in range(3):
+            run()
+        return {}, {}
     seconds = take_turns(sides, slices=how.slices, seconds=how.seconds, device=how.device, most=most)
     total = per_item * items
     figures = {
@@ -183,21 +204,19 @@ def mutation(
     """mutate with one operator and window, or with the uniform mix of them all."""
     shape = SHAPES[name]
     pixels = int(np.prod(shape))
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
+    images = pictures(name, count)
     identities = np.arange(count) if draw is None else np.resize(identities_of()[draw], count)
     chains = first_mutants(images, identities, how)
     check_mutants(chains, images, identities)
     out = chains.new_input(dtype=output)
     table = None if output == "uint8" else chains.new_table(INPUTS.table(shape[0]), output)
-    sample = np.ascontiguousarray(images.transpose(0, 2, 3, 1))[: max(1, min(count, 500_000 // pixels))]
-
+    sample = np.ascontiguousarray(images[: max(1, min(count, 500_000 // pixels))].transpose(0, 2, 3, 1))
     figures, seconds = beside_copy(
         lambda: ops.mutate(chains, out, table=table, dtype=output),
         pixels * (2 + OUTPUTS[output]),
         count,
         how,
-        (lambda: opencv_loop(sample, rng)) if peer else None,
+        opencv(sample) if peer else None,
     )
     operator, window = ("mix", None) if draw is None else draw
     row = {
@@ -231,7 +250,7 @@ def scores(count: int, classes: int, sets: int, how: How) -> list[tuple[Any, Any
 def working_chains(name: str, count: int, budget: int, how: How) -> ops.Chains:
     """Chains with the default settings but a uniform choice of operators, asked once."""
     shape = SHAPES[name]
-    images = np.random.default_rng(3).integers(0, 256, (count, *shape), dtype=np.uint8)
+    images = pictures(name, count)
     chains = ops.Chains(
         ops.Rules(shape=shape, budget=budget, capacity=2048, selection="uniform", skip_identity=False),
         images,
@@ -313,7 +332,7 @@ def normalising(name: str, how: How, count: int) -> dict[str, Any]:
     """normalize into memory that is there already: pixels in, float32 out."""
     shape = SHAPES[name]
     pixels = int(np.prod(shape))
-    images = np.random.default_rng(5).integers(0, 256, (count, *shape), dtype=np.uint8)
+    images = pictures(name, count)
     table = INPUTS.table(shape[0])
     expected = np.stack([table[channel][images[:8, channel]] for channel in range(shape[0])], axis=1)
     backend = ops.backend.backend_for(how.device, how.threads, how.isa)
@@ -331,7 +350,7 @@ def normalising(name: str, how: How, count: int) -> dict[str, Any]:
 def housekeeping(name: str, how: How, count: int, iterations: int) -> dict[str, Any]:
     """What each step takes of the loop's own time when chains end as often as in a real search, the ring drained."""
     shape = SHAPES[name]
-    images = np.random.default_rng(6).integers(0, 256, (count, *shape), dtype=np.uint8)
+    images = pictures(name, count)
     chains = ops.Chains(
         ops.Rules(shape=shape),
         images,
@@ -384,11 +403,21 @@ def housekeeping(name: str, how: How, count: int, iterations: int) -> dict[str, 
     }
 
 
+def traced(device: str, shapes: list[str]) -> None:
+    """Three launches of what an iteration is made of, at full size and without clocks: for ncu and the like."""
+    how, counts = How(device, None, None, 0, 0), COUNTS["cpu" if device == "cpu" else "cuda"]
+    for name in shapes:
+        mutation(name, None, "float32", how, counts[name])
+        if hasattr(ops, "step"):
+            stepping(name, "float32", how, counts[name])
+    judging(10, how, counts["1x28x28"])
+
+
 def places(device: str, smoke: bool) -> tuple[How, list[How]]:
     """The best way to run, and all of them."""
     slices, seconds = (3, 0.002) if smoke else (9, 0.025)
     if device != "cpu":
-        best = How(device, None, None, slices, seconds)
+        best = How(device, None, None, slices, seconds / 2)
         return best, [best]
     isas = ops.available_isas()
     cores = [1, 2] if usable_cores() > 1 else [1]
@@ -413,6 +442,8 @@ def rows(device: str, shapes: list[str], only: list[str], smoke: bool) -> Iterat
                 for how in alone:
                     yield mutation(name, draw, "float32", how, counts[name])
                 yield mutation(name, draw, "uint8", best, counts[name])
+                if device != "cpu":
+                    yield mutation(name, draw, "bfloat16", best, counts[name])
     if "step" in only and hasattr(ops, "step"):
         for name in shapes:
             for how in ways:
@@ -456,14 +487,23 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--smoke", action="store_true", help="small and short: does it run?")
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--trace", action="store_true", help="three launches and no clock, for a profiler")
     options = parser.parse_args()
-    cv2.setNumThreads(1)
-    found = []
+    if options.trace:
+        traced(options.device, options.shapes)
+        return
+    found: list[dict[str, Any]] = []
+
+    def keep(complete: bool) -> None:
+        if not options.smoke or options.out:
+            record(named("kernels", options.device), {"complete": complete, "rows": found}, options.out)
+
     for row in rows(options.device, options.shapes, options.only, options.smoke):
         show(row)
         found.append(row)
-    if not options.smoke or options.out:
-        record(named("kernels", options.device), {"rows": found}, options.out)
+        if len(found) % 20 == 0:
+            keep(complete=False)
+    keep(complete=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import compdx
 from bench.networks import NETWORKS, pair
 from bench.record import named, record
 from bench.search import Subject
-from bench.timing import Laps, bar, seconds_of, spread
+from bench.timing import Laps, bar, spread
 from compdx import ops
 
 PARTS = ("mutate", "original", "compressed", "judge", "harvest and refill", "poll")
@@ -117,13 +117,14 @@ def measure(name: str, chains: int, device: str, slices: int, seconds: float) ->
         msg = "the iteration taken apart is not that of the search: not as many chains have ended"
         raise RuntimeError(msg)
     parts.drained = parts.chains.counters["ended"]
-    repeats = max(1, min(200, round(seconds / max(seconds_of(lambda: subject.run(1), device), 1e-6))))
+    subject.warm_up()
+    repeats = max(1, min(200, round(seconds / max(subject.timed(1)[0], 1e-6))))
     found: dict[str, list[float]] = {part: [] for part in ("iteration", *PARTS, "rest")}
     for _ in range(slices):
         laps = Laps(device) if device == "cpu" else Ranged(device)
         parts.run(repeats, laps)
         apart = {part: value / repeats for part, value in laps.totals().items()}
-        whole = seconds_of(lambda: subject.run(repeats), device) / repeats
+        whole, _ = subject.timed(repeats)
         for part, value in {**apart, "iteration": whole, "rest": whole - sum(apart.values())}.items():
             found[part].append(value)
         subject.renew()

@@ -155,7 +155,12 @@ def kernels(record: Row, suffix: str) -> Part:  # noqa: ARG001 - all sections ta
 
 
 def search(record: Row, suffix: str) -> Part:
-    part, rows = Part(), record["rows"]
+    part, rows = Part(), [row for row in record["rows"] if "not_measured" not in row]
+    part.words += [
+        f"{row['pair']}, {row['chains']:,} chains: {row['not_measured']}."
+        for row in record["rows"]
+        if "not_measured" in row
+    ]
     waits = any("host_waits" in row for row in rows)
     part.table(
         "Time of the two bare forward passes over time of the loop (quartiles)",
@@ -361,7 +366,8 @@ def origin(record: Row) -> str:
     where = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"
     used = ", ".join(f"{name} {versions[name]}" for name in ("compdx", "torch") if name in versions)
     command = f" by `{record['command']}`" if "command" in record else ""
-    return f"Measured on {record['date']} on {where}, with {used}{command}."
+    short = "" if record.get("complete", True) else " It was stopped before its end."
+    return f"Measured on {record['date']} on {where}, with {used}{command}.{short}"
 
 
 def section(name: str, results: Path) -> Part:

@@ -29,7 +29,7 @@ from bench.networks import NETWORKS, pair
 from bench.record import named, record
 from bench.timing import bar, captured, seconds_of, spread
 
-# What two cores can do in a minute or so each; a GPU takes all sizes that fit.
+# What two cores do in less than two minutes each, and what fits into a large GPU.
 CPU_CHAINS = {
     "lenet1": (64, 256, 512, 1024),
     "lenet5": (64, 256, 512, 1024),
@@ -37,8 +37,13 @@ CPU_CHAINS = {
     "resnet18": (64,),
     "resnet50": (64,),
 }
-CUDA_CHAINS = (64, 1024, 8192, 65_536)
-MOST_PIXELS = 1 << 29  # of a batch: 4 GB of float32 input together with its images
+CUDA_CHAINS = {
+    "lenet1": (64, 1024, 8192, 65_536),
+    "lenet5": (64, 1024, 8192, 65_536),
+    "resnet20": (64, 1024, 8192, 65_536),
+    "resnet18": (64, 1024, 8192),
+    "resnet50": (64, 512),
+}
 SEED_PIXELS = 1 << 26
 
 
@@ -51,10 +56,26 @@ class Plan:
     limit: float  # all slices together; at least three are measured
 
 
-def iterate(loop: Any, models: compdx.Pair, count: int) -> None:
-    """What `compdx.search` does between two looks at the clock, ``count`` times."""
-    for _ in range(count):
-        loop.tell(*models.forward(loop.ask()))
+class Iterations:
+    """Advances a loop as `compdx.search` does between two looks at the clock; ``begun`` counts iterations.
+
+    The one place that says how: what takes its place has the same three names, and may advance by several at once.
+    """
+
+    description = "ask, forward, tell"
+
+    def __init__(self, models: compdx.Pair, loop: Any) -> None:
+        self.models, self.loop, self.begun = models, loop, 0
+
+    def __enter__(self) -> Iterations:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def advance(self) -> None:
+        self.begun += 1
+        self.loop.tell(*self.models.forward(self.loop.ask()))
 
 
 @dataclass
@@ -68,11 +89,11 @@ class Subject:
     outputs: tuple[str, str] = ("logits", "logits")
 
     def __post_init__(self) -> None:
-        self.loop = self.start()
+        self.start()
         self.found = self.ended = 0
 
-    def start(self) -> Any:
-        return compdx.MCMC(budget=self.budget).start(
+    def start(self) -> None:
+        self.loop = compdx.MCMC(budget=self.budget).start(
             compdx.Seeds(self.images),
             chains=self.chains,
             seed=0,
@@ -80,6 +101,7 @@ class Subject:
             inputs=self.models.inputs,
             outputs=self.outputs,
         )
+        self.engine = Iterations(self.models, self.loop)
 
     def check(self) -> None:
         """The first queries are the seeds themselves, as the models want them."""
@@ -99,7 +121,22 @@ class Subject:
             raise RuntimeError(msg)
 
     def run(self, count: int) -> None:
-        iterate(self.loop, self.models, count)
+        """At least so many iterations."""
+        end = self.engine.begun + count
+        with self.engine:
+            while self.engine.begun < end:
+                self.engine.advance()
+
+    def timed(self, count: int) -> tuple[float, int]:
+        """Seconds an iteration over at least ``count``, and how many those were."""
+        before = self.engine.begun
+        seconds = seconds_of(lambda: self.run(count), self.models.device)
+        done = self.engine.begun - before
+        return seconds / done, done
+
+    def warm_up(self) -> None:
+        """Past what is only done at first; on CUDA, past the capture of a graph."""
+        self.run(1 if self.models.device == "cpu" else 5)
 
     def renew(self) -> None:
         """Between two slices: count what ended, and start over before idle slots would be measured."""
@@ -108,8 +145,8 @@ class Subject:
         if 2 * progress.ended > len(self.images):
             self.found += progress.found
             self.ended += progress.ended
-            self.loop = self.start()
-            self.run(3)
+            self.start()
+            self.warm_up()
 
     def totals(self) -> tuple[int, int]:
         """Chains that ended, and findings among them."""
@@ -122,7 +159,7 @@ def beside_forward(subject: Subject, forwards: Callable[[int], Any], plan: Plan)
     """The loop of ``subject`` beside ``forwards(count)``, the bare forward passes of its models."""
     device = subject.models.device
     subject.check()
-    subject.run(1)
+    subject.warm_up()
     forwards(1)
     once = seconds_of(lambda: forwards(1), device)
     if once < plan.seconds:
@@ -133,12 +170,15 @@ def beside_forward(subject: Subject, forwards: Callable[[int], Any], plan: Plan)
     subject.renew()
     loop_seconds, before, after = [], [], []
     _, found = subject.totals()
+    seconds = 0.0
     for _ in range(slices):
         if not subject.loop.active:
             msg = "the seeds ran out during a slice; use more of them"
             raise RuntimeError(msg)
         before.append(seconds_of(lambda: forwards(count), device) / count)
-        loop_seconds.append(seconds_of(lambda: subject.run(count), device) / count)
+        each, done = subject.timed(count)
+        loop_seconds.append(each)
+        seconds += each * done
         after.append(seconds_of(lambda: forwards(count), device) / count)
         subject.renew()
     ended, found_after = subject.totals()
@@ -147,13 +187,14 @@ def beside_forward(subject: Subject, forwards: Callable[[int], Any], plan: Plan)
     return {
         "chains": subject.chains,
         "device": device,
+        "engine": subject.engine.description,
         "slices": slices,
         "iterations_per_slice": count,
         **spread("ratio", [limit / whole for limit, whole in zip(bare, loop_seconds, strict=True)]),
         **spread("noise", [first / second for first, second in zip(before, after, strict=True)]),
         **spread("queries_per_second", [subject.chains * occupancy / whole for whole in loop_seconds]),
         **spread("forward_images_per_second", [subject.chains / limit for limit in bare]),
-        "findings_per_second": (found_after - found) / (count * sum(loop_seconds)),
+        "findings_per_second": (found_after - found) / seconds,
         "occupancy": occupancy,
         "ended": ended,
         "bytes_per_chain": subject.loop.bytes_per_chain,
@@ -200,7 +241,8 @@ def measure(name: str, chains: int, options: argparse.Namespace, plan: Plan) -> 
     compile_seconds = 0.0
     if options.compile:
         start = time.perf_counter()
-        original, compressed = torch.compile(original), torch.compile(compressed)
+        torch.compiler.reset()  # a graph for just this batch size, whatever was compiled before
+        original, compressed = (torch.compile(module, dynamic=False) for module in (original, compressed))
         example = torch.zeros(chains, *shape, device=options.device, dtype=dtype).to(memory_format=form)
         with torch.inference_mode():
             original(example), compressed(example)
@@ -244,6 +286,7 @@ def measure(name: str, chains: int, options: argparse.Namespace, plan: Plan) -> 
         row["compile_seconds"] = compile_seconds
     if options.device != "cpu":
         row["host_waits"] = host_waits(subject, 64)
+        row["tf32"] = {"matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": torch.backends.cudnn.allow_tf32}
     return row
 
 
@@ -252,11 +295,13 @@ def sizes(name: str, options: argparse.Namespace) -> list[int]:
         return [16]
     if options.chains:
         return list(options.chains)
-    wanted = CPU_CHAINS[name] if options.device == "cpu" else CUDA_CHAINS
-    return [chains for chains in wanted if chains * math.prod(NETWORKS[name][1]) <= MOST_PIXELS]
+    return list((CPU_CHAINS if options.device == "cpu" else CUDA_CHAINS)[name])
 
 
 def show(row: dict[str, Any]) -> None:
+    if "not_measured" in row:
+        print(f"{row['pair']:<9} B={row['chains']:<6} {row['not_measured']}", flush=True)
+        return
     low, _, high = row["ratio_quartiles"]
     waits = f"   {row['host_waits']['runtime_calls_per_iteration']:.2f} waits" if "host_waits" in row else ""
     print(
@@ -281,16 +326,23 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a few iterations: does it run?")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    plan = Plan(3, 0.02, 1.0) if options.smoke else Plan(21, 0.3, options.limit)
+    plan = Plan(21, 0.3, options.limit) if options.device == "cpu" else Plan(15, 0.05, options.limit)
+    plan = Plan(3, 0.02, 1.0) if options.smoke else plan
     pairs = options.pairs or (["lenet1", "lenet5", "resnet20"] if options.smoke else list(NETWORKS))
-    rows = []
+    kind = named("search-compiled" if options.compile else "search", options.device)
+    rows: list[dict[str, Any]] = []
     for name in pairs:
         for chains in sizes(name, options):
-            rows.append(measure(name, chains, options, plan))
+            try:
+                rows.append(measure(name, chains, options, plan))
+            except torch.cuda.OutOfMemoryError as error:
+                reason = f"not measured: {str(error).splitlines()[0]}"
+                rows.append({"pair": name, "chains": chains, "not_measured": reason})
+                torch.cuda.empty_cache()
             show(rows[-1])
-    if not options.smoke or options.out:
-        name = "search-compiled" if options.compile else "search"
-        record(named(name, options.device), {"rows": rows}, options.out)
+            if not options.smoke or options.out:
+                complete = name == pairs[-1] and chains == sizes(name, options)[-1]
+                record(kind, {"complete": complete, "rows": rows}, options.out)
 
 
 if __name__ == "__main__":
