@@ -157,21 +157,21 @@ def beside_copy(
     most: int = 1 << 30,
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Rates of ``run``, which does ``count`` items, beside the copy; and the seconds of each side, slice by slice."""
+    if not how.slices:  # for a profiler: no clock, nothing beside it
+        for _ in range(3):
+            run()
+        return {}, {}
     sides = {"run": run, "copy": copier(per_item * count, how)}
     items, about = count, {}
     if how.device == "cpu":
         torch.set_num_threads(how.threads or 1)
-    elif how.slices:
+    else:
         items *= LAUNCHES
         launched = {name: many(side, LAUNCHES) for name, side in sides.items()}
         sides = {name: side for name, (side, _) in launched.items()}
         about = {"launched_by": launched["run"][1]}
     if peer is not None:
         sides["peer"] = peer
-    if not how.slices:
-        for _ in range(3):
-            run()
-        return {}, {}
     seconds = take_turns(sides, slices=how.slices, seconds=how.seconds, device=how.device, most=most)
     total = per_item * items
     figures = {

@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -227,21 +228,24 @@ def show_hits(row: dict[str, Any]) -> None:
     )
 
 
-def attack_libraries(options: argparse.Namespace) -> Any:
+@cache
+def trained(device: str) -> tuple[compdx.Pair, Array, str]:
+    """A pair for scikit-learn's digits on the device, trained once."""
     pair, images, title = digits_pair()
-    on = compdx.Pair(*(moved(model, options.device) for model in (pair.original, pair.compressed)))
+    models = (pair.original, pair.compressed)
+    wanted = {"mean": pair.inputs.mean, "std": pair.inputs.std}
+    return compdx.Pair(*(compdx.Model(model.module.to(device), **wanted) for model in models)), images, title
+
+
+def attack_libraries(options: argparse.Namespace) -> Any:
+    pair, images, title = trained(options.device)
     budget = 20 if options.smoke else BUDGET
     return {
         "pair": title,
         "budget": budget,
         "attacks_on": "the compressed model; what they return is rounded to pixels and both models are asked",
-        "rows": attacked(on, images, 6 if options.smoke else 100, budget),
+        "rows": attacked(pair, images, 6 if options.smoke else 100, budget),
     }
-
-
-def moved(model: compdx.Model, device: str) -> compdx.Model:
-    inputs = model.inputs
-    return compdx.Model(model.module.to(device), mean=inputs.mean, std=inputs.std)
 
 
 # The same search in plain PyTorch
@@ -323,13 +327,12 @@ def beside_plain(models: compdx.Pair, images: Array, chains: int, slices: int, s
 def plain_search(options: argparse.Namespace) -> Any:
     """Queries and findings a second of the plain search and of compdx, in turns."""
     check_eager()
-    pair, images, title = digits_pair()
-    models = compdx.Pair(*(moved(model, options.device) for model in (pair.original, pair.compressed)))
+    pair, images, title = trained(options.device)
     sizes = [16] if options.smoke else [128, 512] if options.device == "cpu" else [1024, 8192]
     slices, seconds = (2, 0.02) if options.smoke else (11, 0.4)
     rows = []
     for chains in sizes:
-        row = {"pair": title, **beside_plain(models, images, chains, slices, seconds)}
+        row = {"pair": title, **beside_plain(pair, images, chains, slices, seconds)}
         print(
             f"eager      B={chains:<6} compdx {row['compdx']['queries_per_second']:,.0f} queries/s, plain PyTorch "
             f"{row['plain']['queries_per_second']:,.0f}: {row['ratio']:.2f} x   findings/s "
