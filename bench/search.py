@@ -28,6 +28,7 @@ import compdx
 from bench.networks import NETWORKS, pair
 from bench.record import named, record
 from bench.timing import bar, captured, seconds_of, spread
+from compdx import engine
 
 # What two cores do in less than two minutes each, and what fits into a large GPU.
 CPU_CHAINS = {
@@ -56,28 +57,6 @@ class Plan:
     limit: float  # all slices together; at least three are measured
 
 
-class Iterations:
-    """Advances a loop as `compdx.search` does between two looks at the clock; ``begun`` counts iterations.
-
-    The one place that says how: what takes its place has the same three names, and may advance by several at once.
-    """
-
-    description = "ask, forward, tell"
-
-    def __init__(self, models: compdx.Pair, loop: Any) -> None:
-        self.models, self.loop, self.begun = models, loop, 0
-
-    def __enter__(self) -> Iterations:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-    def advance(self) -> None:
-        self.begun += 1
-        self.loop.tell(*self.models.forward(self.loop.ask()))
-
-
 @dataclass
 class Subject:
     """A pair with its seeds, started again whenever half of the seeds have been used up."""
@@ -101,7 +80,7 @@ class Subject:
             inputs=self.models.inputs,
             outputs=self.outputs,
         )
-        self.engine = Iterations(self.models, self.loop)
+        self.engine = engine.start("auto", self.models, self.loop)
 
     def check(self) -> None:
         """The first queries are the seeds themselves, as the models want them."""
