@@ -68,6 +68,8 @@ def test_kernels_on_the_host_equal_the_cpu(tmp_path):
     done = subprocess.run([build(tmp_path)], capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"[1-9][0-9]{7,} bytes compared, 0 differences", done.stdout)
+    cases = [int(n) for n in re.findall(r"medians of .*: (\d+) cases", done.stdout)]
+    assert cases == [4**6, 6**8, 8**8]
     # The comparison is worth something: chains of every kind ended on the way.
     for kind in ("effective", "invalid", "seed", "non-finite", "exhausted"):
         assert sum(map(int, re.findall(rf"{kind} (\d+)", done.stdout))) >= 30, done.stdout

@@ -6,8 +6,10 @@
 
 #if defined(__CUDACC__)
 #define COMPDX_HD __host__ __device__ __forceinline__
+#define COMPDX_UNROLL _Pragma("unroll")  // arrays in registers need constant indices
 #else
 #define COMPDX_HD inline
+#define COMPDX_UNROLL
 #endif
 
 // The same header is compiled once for each instruction set. Without a namespace of its own the linker could keep the AVX-512

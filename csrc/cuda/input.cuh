@@ -25,8 +25,8 @@ template <class Element>
 constexpr int elements_together = sizeof(Element) == 4 ? 4 : 8;
 
 template <class Value>
-__device__ void write_planar(const uint8_t* image, const Shape& shape, const Value& value,
-                             typename Value::Element* out) {
+__device__ __forceinline__ void write_planar(const uint8_t* image, const Shape& shape, const Value& value,
+                                             typename Value::Element* out) {
     using Element = typename Value::Element;
     constexpr int each = elements_together<Element>;
     const int32_t plane = shape.plane();
@@ -43,8 +43,8 @@ __device__ void write_planar(const uint8_t* image, const Shape& shape, const Val
 }
 
 template <class Value>
-__device__ void write_interleaved(const uint8_t* image, const Shape& shape, const Value& value,
-                                  typename Value::Element* out) {
+__device__ __forceinline__ void write_interleaved(const uint8_t* image, const Shape& shape, const Value& value,
+                                                  typename Value::Element* out) {
     using Element = typename Value::Element;
     constexpr int each = elements_together<Element>;
     const int32_t plane = shape.plane();
@@ -67,8 +67,8 @@ __device__ void write_interleaved(const uint8_t* image, const Shape& shape, cons
 }
 
 template <class Value>
-__device__ void write_as(const uint8_t* image, const Shape& shape, const Input& input, int64_t slot,
-                         const Value& value) {
+__device__ __forceinline__ void write_as(const uint8_t* image, const Shape& shape, const Input& input, int64_t slot,
+                                         const Value& value) {
     auto* out = static_cast<typename Value::Element*>(input.data) + slot * shape.size();
     if (input.layout == Layout::nchw || shape.channels == 1) {
         write_planar(image, shape, value, out);

@@ -10,8 +10,8 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kThreadsOfLarge = 256;
 constexpr int32_t kLargeImage = 4096;
-// Large CTAs that fit on a multiprocessor at once: 48 registers a thread are what the 7 x 7 median needs to keep its window in them.
-constexpr int kResident = 5;
+// Large CTAs that fit on a multiprocessor at once: 64 registers a thread are what the networks of the medians need.
+constexpr int kResident = 4;
 
 unsigned threads_for(const Shape& shape) { return shape.size() > kLargeImage ? kThreadsOfLarge : kThreads; }
 

@@ -1,7 +1,7 @@
 // One mutant by one CTA. The operator is the same for all threads, so no branch on it diverges.
 #pragma once
 
-#include "core/median.h"
+#include "core/networks.h"
 #include "core/noise.h"
 #include "core/stencil.h"
 #include "cuda/common.cuh"
@@ -41,7 +41,7 @@ __device__ __forceinline__ void change_pixels(const Mutation& mutation, const Ch
     }
 }
 
-__device__ __forceinline__ void put_pixel(const Mutation& mutation, int64_t place, uint8_t value) {
+__device__ __forceinline__ void put_pixel(const Mutation& mutation, int32_t place, uint8_t value) {
     mutation.mutant[place] = mutation.linf < 0 ? value : bound_pixel(value, mutation.origin[place], mutation.linf);
 }
 
@@ -50,7 +50,7 @@ __device__ __forceinline__ void copy_image(const Mutation& mutation) {
 }
 
 template <Overflow overflow>
-__device__ void mutate_additive(const Mutation& mutation) {
+__device__ __forceinline__ void mutate_additive(const Mutation& mutation) {
     change_pixels(mutation, [&](Pixels& pixels, uint32_t block) {
         const Words words = stream_words(mutation.stream, Purpose::pixels, block);
 #pragma unroll
@@ -61,7 +61,7 @@ __device__ void mutate_additive(const Mutation& mutation) {
 }
 
 template <Overflow overflow>
-__device__ void mutate_multiplicative(const Mutation& mutation) {
+__device__ __forceinline__ void mutate_multiplicative(const Mutation& mutation) {
     change_pixels(mutation, [&](Pixels& pixels, uint32_t block) {
         const Words words = stream_words(mutation.stream, Purpose::pixels, block);
 #pragma unroll
@@ -100,16 +100,18 @@ __device__ __forceinline__ void mutate_pixel(const Mutation& mutation) {
 
 // ---- stencils ---------------------------------------------------------------------------------------------------------------------
 
-// Planes are worked off in tiles, staged in shared memory with the border around them. A thread makes a run of pixels below one another.
+// Planes are worked off in tiles, staged in shared memory with the border around them. A thread makes `across` times `down` neighbouring
+// pixels.
 constexpr int kTileWidth = 64;
 constexpr int kTileHeight = 32;
-constexpr int kTileStride = kTileWidth + 8;  // 2 * kMaxRadius, and rows that start in different banks
+constexpr int kTileMargin = 4;                             // of a row, for the border; its pixels begin where words do
+constexpr int kTileStride = kTileWidth + 2 * kTileMargin;  // rows that start in different banks
 constexpr int kTileBytes = (kTileHeight + 2 * kMaxRadius) * kTileStride;
-static_assert(kTileStride >= kTileWidth + 2 * kMaxRadius, "the border is staged too");
+static_assert(kTileMargin >= kMaxRadius, "the border is staged too");
 
 // One for all filters: each instance of a template would reserve its own.
 __device__ __forceinline__ uint8_t* shared_tile() {
-    __shared__ uint8_t tile[kTileBytes];
+    __shared__ __align__(16) uint8_t tile[kTileBytes];
     return tile;
 }
 
@@ -131,21 +133,22 @@ struct Gaussian {
 template <class Weights>
 struct Mean {
     static constexpr int size = Weights::size;
-    static constexpr int run = 8;
+    static constexpr int across = 1;
+    static constexpr int down = 8;
 
     __device__ static int32_t border(int32_t i, int32_t length) { return reflect101(i, length); }
 
-    __device__ static Pack<uint8_t, run> pixels(const uint8_t* window) {
-        uint32_t rows[run + size - 1];
+    __device__ static Pack<uint8_t, across * down> pixels(const uint8_t* window) {
+        uint32_t rows[down + size - 1];
 #pragma unroll
-        for (int y = 0; y < run + size - 1; ++y) {
+        for (int y = 0; y < down + size - 1; ++y) {
             rows[y] = 0;
 #pragma unroll
             for (int x = 0; x < size; ++x) rows[y] += Weights::tap(x) * window[y * kTileStride + x];
         }
-        Pack<uint8_t, run> result;
+        Pack<uint8_t, across * down> result;
 #pragma unroll
-        for (int y = 0; y < run; ++y) {
+        for (int y = 0; y < down; ++y) {
             uint32_t sum = 0;
 #pragma unroll
             for (int i = 0; i < size; ++i) sum += Weights::tap(i) * rows[y + i];
@@ -166,68 +169,96 @@ __device__ __forceinline__ void order(PixelPair& a, PixelPair& b) {
     a.halves = low;
 }
 
+// Two rows of windows at once, one in each half of a register.
 template <int extent>
 struct Median {
     static constexpr int size = extent;
-    static constexpr int run = 2;
+    static constexpr int twins = extent == 7 ? 1 : 2;  // the widest windows fill the registers sooner
+    static constexpr int across = 2 * twins;
+    static constexpr int down = 2;
 
     __device__ static int32_t border(int32_t i, int32_t length) { return replicate(i, length); }
 
-    __device__ static Pack<uint8_t, run> pixels(const uint8_t* window) {
-        const PixelPair middle = median<size, PixelPair>([window](int i) {
-            const uint8_t* upper = window + i / size * kTileStride + i % size;
-            return PixelPair{static_cast<uint32_t>(upper[0]) | static_cast<uint32_t>(upper[kTileStride]) << 16};
-        });
-        return {{static_cast<uint8_t>(middle.halves), static_cast<uint8_t>(middle.halves >> 16)}};
+    __device__ static Pack<uint8_t, across * down> pixels(const uint8_t* window) {
+        PixelPair middle[across];
+        medians<size, twins>(
+            [window](int column, PixelPair* values) {
+                uint32_t upper = window[column];
+#pragma unroll
+                for (int i = 0; i < size; ++i) {
+                    const uint32_t lower = window[(i + 1) * kTileStride + column];
+                    values[i].halves = upper | lower << 16;
+                    upper = lower;
+                }
+            },
+            middle);
+        Pack<uint8_t, across * down> result;
+#pragma unroll
+        for (int i = 0; i < across; ++i) {
+            result.v[i] = static_cast<uint8_t>(middle[i].halves);
+            result.v[across + i] = static_cast<uint8_t>(middle[i].halves >> 16);
+        }
+        return result;
     }
 };
 
-// Eight threads a row: planes are narrow, and so few of them fall beyond its end.
+// Eight threads a row: planes are narrow, and so few of them fall beyond its end. Pixels go in words, the border one by one.
 template <class Filter>
 __device__ __forceinline__ void stage_tile(const uint8_t* plane, const Shape& shape, int32_t left, int32_t top,
-                                           int32_t columns, int32_t rows, uint8_t* tile) {
+                                           int32_t width, int32_t rows, uint8_t* tile) {
     constexpr int together = 8;
-    for (int32_t x = threadIdx.x % together; x < columns; x += together) {
-        const uint8_t* column = plane + Filter::border(left + x, shape.width);
-        for (int32_t y = threadIdx.x / together; y < rows; y += blockDim.x / together) {
-            tile[y * kTileStride + x] =
-                column[static_cast<int64_t>(Filter::border(top + y, shape.height)) * shape.width];
+    constexpr int each = 4;
+    constexpr int radius = Filter::size / 2;  // even windows reach one pixel less far to the right
+    static_assert(Filter::size - 1 <= together, "one thread for each pixel of the border");
+    const int32_t turn = threadIdx.x % together;
+    const int32_t beside = turn < radius ? turn - radius : width + turn - radius;
+    const int32_t from = Filter::border(left + beside, shape.width);
+    for (int32_t y = threadIdx.x / together; y < rows; y += blockDim.x / together) {
+        const uint8_t* row = plane + static_cast<int64_t>(Filter::border(top - radius + y, shape.height)) * shape.width;
+        uint8_t* to = tile + y * kTileStride + kTileMargin;
+        for (int32_t x = each * turn; x < width; x += each * together) {
+            store_pack(to + x, width - x, load_pack<each>(row + left + x, width - x));
         }
+        if (turn < Filter::size - 1) to[beside] = row[from];
     }
 }
 
 template <class Filter>
-__device__ void filter_tile(const Mutation& mutation, int64_t plane, int32_t left, int32_t top) {
+__device__ __forceinline__ void filter_tile(const Mutation& mutation, int32_t plane, int32_t left, int32_t top) {
+    constexpr int across = Filter::across;
+    constexpr int down = Filter::down;
+    constexpr int radius = Filter::size / 2;
+    static_assert(kTileWidth % across == 0 && kTileHeight % down == 0, "tiles are whole pieces of work");
     uint8_t* tile = shared_tile();
-    constexpr int run = Filter::run;
-    static_assert(kTileHeight % run == 0, "tiles are whole runs");
     const Shape& shape = mutation.shape;
     const int32_t width = min(kTileWidth, shape.width - left);
     const int32_t height = min(kTileHeight, shape.height - top);
-    const int32_t runs = (height + run - 1) / run;
-    stage_tile<Filter>(mutation.parent + plane, shape, left - Filter::size / 2, top - Filter::size / 2,
-                       width + Filter::size - 1, runs * run + Filter::size - 1, tile);
+    const int32_t columns = (width + across - 1) / across;
+    const int32_t rows = (height + down - 1) / down;
+    stage_tile<Filter>(mutation.parent + plane, shape, left, top, width, rows * down + Filter::size - 1, tile);
     __syncthreads();
-    for (int32_t i = threadIdx.x; i < width * runs; i += blockDim.x) {
-        const int32_t y = i / width * run;
-        const int32_t x = i % width;
-        const Pack<uint8_t, run> pixels = Filter::pixels(tile + y * kTileStride + x);
-        const int64_t place = plane + static_cast<int64_t>(top + y) * shape.width + left + x;
+    for (int32_t i = threadIdx.x; i < columns * rows; i += blockDim.x) {
+        const int32_t y = i / columns * down;
+        const int32_t x = i % columns * across;
+        const auto pixels = Filter::pixels(tile + y * kTileStride + kTileMargin - radius + x);
+        const int32_t place = plane + (top + y) * shape.width + left + x;
 #pragma unroll
-        for (int j = 0; j < run; ++j) {
-            if (y + j < height) put_pixel(mutation, place + static_cast<int64_t>(j) * shape.width, pixels.v[j]);
+        for (int j = 0; j < across * down; ++j) {
+            if (x + j % across < width && y + j / across < height) {
+                put_pixel(mutation, place + j / across * shape.width + j % across, pixels.v[j]);
+            }
         }
     }
     __syncthreads();  // the next tile takes the place of this one
 }
 
 template <class Filter>
-__device__ void filter_image(const Mutation& mutation) {
+__device__ __forceinline__ void filter_image(const Mutation& mutation) {
     const Shape& shape = mutation.shape;
     for (int32_t c = 0; c < shape.channels; ++c) {
         for (int32_t top = 0; top < shape.height; top += kTileHeight) {
             for (int32_t left = 0; left < shape.width; left += kTileWidth) {
-                filter_tile<Filter>(mutation, static_cast<int64_t>(c) * shape.plane(), left, top);
+                filter_tile<Filter>(mutation, c * shape.plane(), left, top);
             }
         }
     }

@@ -5,12 +5,14 @@
 #include <cstdio>
 #include <cstring>
 #include <map>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "core/coverage.h"
+#include "core/networks.h"
 #include "cpu/gradient.h"
 #include "cpu/loops.h"
 #include "cpu/search.h"
@@ -696,6 +698,60 @@ void verdicts() {
     }
 }
 
+// ---- medians --------------------------------------------------------------------------------------------------------------------------
+
+// 64 cases of zeros and ones. A network of minima and maxima that is right for all of those is right for all values (Knuth, 5.3.4).
+struct Cases {
+    uint64_t ones;
+};
+
+void order(Cases& a, Cases& b) {
+    const uint64_t low = a.ones & b.ones;
+    b.ones |= a.ones;
+    a.ones = low;
+}
+
+void check_case(bool right, const char* what, int size) {
+    if (right) return;
+    std::printf("%s of size %d: wrong\n", what, size);
+    differences += 1;
+}
+
+// All cases of one column, then all numbers of ones in the columns: once these are sorted, nothing else tells cases apart.
+template <int size, int twins>
+void medians_by_zeros_and_ones() {
+    for (uint32_t bits = 0; bits < 1u << size; ++bits) {
+        Cases column[size], sorted[size];
+        for (int i = 0; i < size; ++i) column[i].ones = bits >> i & 1;
+        sort_values<size>(column, sorted);
+        const int zeros = size - __builtin_popcount(bits);
+        for (int i = 0; i < size; ++i) check_case(sorted[i].ones == (i >= zeros), "sorted column", size);
+    }
+    constexpr int columns = size + 2 * twins - 1;
+    uint64_t total = 1;
+    for (int c = 0; c < columns; ++c) total *= size + 1;
+    for (uint64_t first = 0; first < total && differences == 0; first += 64) {
+        Cases values[columns][size] = {};
+        uint64_t expected[2 * twins] = {};
+        for (uint64_t lane = 0; lane < 64; ++lane) {
+            int ones[columns];
+            uint64_t code = (first + lane) % total;
+            for (int c = 0; c < columns; ++c, code /= size + 1) {
+                ones[c] = static_cast<int>(code % (size + 1));
+                for (int i = 0; i < ones[c]; ++i) values[c][(i + c + lane) % size].ones |= 1ull << lane;
+            }
+            for (int window = 0; window < 2 * twins; ++window) {
+                const int all = std::accumulate(ones + window, ones + window + size, 0);
+                expected[window] |= static_cast<uint64_t>(2 * all > size * size) << lane;
+            }
+        }
+        Cases found[2 * twins];
+        medians<size, twins>([&](int c, Cases* column) { std::copy(values[c], values[c] + size, column); }, found);
+        for (int w = 0; w < 2 * twins; ++w) check_case(found[w].ones == expected[w], "median", size);
+    }
+    std::printf("medians of size %d, %d windows: %lu cases\n", size, 2 * twins, static_cast<unsigned long>(total));
+}
+
 void refuses_too_many_classes() {
     Settings s = {};
     s.rules.coverage = Coverage::nearest;
@@ -720,6 +776,9 @@ void refuses_too_many_classes() {
 int main() {
     using namespace compdx;
     searches();
+    medians_by_zeros_and_ones<3, 2>();
+    medians_by_zeros_and_ones<5, 2>();
+    medians_by_zeros_and_ones<7, 1>();
     steps_in_one();
     crowds();
     many_classes();
