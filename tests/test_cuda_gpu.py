@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 import compdx.ops as ops
-from stubs import some_images
+from compdx import _core
+from stubs import IntegerPair, some_images
 
 pytestmark = pytest.mark.gpu
 
@@ -215,6 +216,162 @@ def test_an_iteration_can_be_captured() -> None:
         iterate(0, scores)
     twins.compare("replay")
     equal("drain", twins.searches[0].drain(), twins.searches[1].drain())
+
+
+# The four steps in one -----------------------------------------------------------------------------------------------
+
+
+def start(device: str, count: int, seeds: int, **rules: Any) -> ops.Chains:
+    settings = ops.Rules(**rules)
+    return ops.Chains(
+        settings,
+        some_images(seeds, settings.shape),
+        identities=np.random.default_rng(1).permutation(seeds).astype(np.uint64),
+        queue=np.arange(seeds),
+        count=count,
+        device=device,
+    )
+
+
+def add_records(ended: dict[int, tuple[bytes, ...]], drained: dict[str, Any]) -> None:
+    """All that is known of each ended chain, by the identity of its seed; pictures of those that have one."""
+    exhausted = 4
+    for record, image, trace in zip(drained["chains"], drained["images"], drained["traces"], strict=True):
+        index = int(record["seed_index"])
+        assert index not in ended
+        picture = b"" if record["kind"] == exhausted else image.tobytes()
+        ended[index] = (record.tobytes(), picture, trace.tobytes())
+
+
+def finish(device: str, pair: IntegerPair, count: int, seeds: int, *, fused: bool, **rules: Any) -> dict[int, Any]:
+    """A whole search with an integer-exact pair; the ring is read every third iteration."""
+    import torch
+
+    search = start(device, count, seeds, shape=pair.shape, **rules)
+    images = search.new_input()
+    ops.refill(search)
+    ops.mutate(search, images)
+    ended: dict[int, tuple[bytes, ...]] = {}
+    iteration = 0
+    while len(ended) < seeds:
+        # The sums are integers below 2^24 and exact in any order; on the device they are made in float64 there.
+        scores = pair(images) if device == "cpu" else scores_on_device(pair, images)
+        if fused:
+            ops.step(search, *scores, images)
+        else:
+            ops.judge(search, *scores)
+            ops.harvest(search)
+            ops.refill(search)
+            ops.mutate(search, images)
+        iteration += 1
+        assert iteration < 10_000
+        if iteration % 3 == 0:
+            add_records(ended, search.drain())
+    if device != "cpu":
+        torch.cuda.synchronize()
+    assert search.counters["active"] == 0
+    return ended
+
+
+def scores_on_device(pair: IntegerPair, images: Any) -> tuple[Any, Any]:
+    """What the pair says, computed on the device: products and sums of integers below 2^53 in float64."""
+    import torch
+
+    rng = np.random.default_rng([pair.seed, pair.classes, *pair.shape])
+    n = int(np.prod(pair.shape))
+    weights, ripple = (
+        torch.from_numpy(rng.integers(low, high, (n, pair.classes))).double().cuda()
+        for low, high in [(-9, 10), (-40, 41)]
+    )
+    flat = images.reshape(len(images), n).double()
+    sums = torch.floor((flat - 128) @ weights / 32) + torch.remainder(flat @ ripple, 512)
+    sums = sums.long()
+    coarse = sums >> pair.drop_bits << pair.drop_bits
+    return (sums * 2.0**-7).float(), (coarse * 2.0**-7).float()
+
+
+@pytest.mark.parametrize(("count", "seeds"), [(64, 300), (1000, 2500), (65536, 66000)])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 9, 11)], ids=str)
+def test_one_kernel_finds_what_the_cpu_finds(shape: tuple[int, int, int], count: int, seeds: int) -> None:
+    pair = IntegerPair(shape, 10)
+    rules: dict[str, Any] = {"budget": 6, "capacity": 16}
+    np.testing.assert_array_equal(
+        np.stack([s.cpu().numpy() for s in scores_on_device(pair, on_device((some_images(50, shape),) * 2)[0])]),
+        np.stack(pair(some_images(50, shape))),
+    )
+    right = finish("cpu", pair, min(count, 4096), seeds, fused=False, **rules)
+    left = finish("cuda", pair, count, seeds, fused=True, **rules)
+    assert left == right
+
+
+@pytest.mark.parametrize("threads", [32, 128, 512])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 33, 31), (1, 1, 1), (1, 128, 128)], ids=str)
+def test_every_group_equals_the_four_steps(
+    shape: tuple[int, int, int], dtype: str, layout: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing ends, every slot keeps its chain, and all memory can be compared as it lies."""
+    call = _core.cuda_step
+    monkeypatch.setattr(_core, "cuda_step", lambda *args, **how: call(*args, **{**how, "threads": threads}))
+    twins = Twins(70, 70, shape=shape, budget=50, acceptance="always", layout=layout, dtype=dtype, linf=40)
+    for which in range(2):
+        ops.refill(twins.searches[which])
+    twins.mutate(0)
+    twins.mutate(1)
+    rng = np.random.default_rng(4)
+    for i in range(20):
+        raw = rng.normal(0, 4, (70, 10)).astype(np.float32)
+        scores = (raw, raw * np.float32(0.999))
+        for search, told, out, table in zip(
+            twins.searches, (scores, on_device(scores)), twins.inputs, twins.tables, strict=True
+        ):
+            ops.step(search, *told, out, table=table, layout=layout, dtype=dtype)
+        twins.compare(f"step {i}")
+    assert twins.searches[0].counters["active"] == 70
+
+
+@pytest.mark.parametrize("count", [70, 1000, 5000])
+def test_captured_steps_equal_eager_ones(count: int) -> None:
+    """A graph of some steps with the model inside, replayed; the ring is read between replays."""
+    import torch
+
+    pair = IntegerPair((1, 12, 12), 10)
+    seeds = 2 * count
+    rules: dict[str, Any] = {"budget": 10, "shape": pair.shape}
+    right = finish("cuda", pair, count, seeds, fused=False, budget=10)
+    search = start("cuda", count, seeds, **rules)
+    images = search.new_input()
+    ops.refill(search)
+    ops.mutate(search, images)
+    static = [torch.zeros((count, pair.classes), device="cuda") for _ in range(2)]
+    n = images[0].numel()
+    rng = np.random.default_rng([pair.seed, pair.classes, *pair.shape])
+    weights = torch.from_numpy(rng.integers(-9, 10, (n, pair.classes))).double().cuda()
+    ripple = torch.from_numpy(rng.integers(-40, 41, (n, pair.classes))).double().cuda()
+
+    def iterate() -> None:
+        flat = images.reshape(count, n).double()
+        sums = (torch.floor((flat - 128) @ weights / 32) + torch.remainder(flat @ ripple, 512)).long()
+        static[0].copy_(sums * 2.0**-7)
+        static[1].copy_((sums >> pair.drop_bits << pair.drop_bits) * 2.0**-7)
+        ops.step(search, *static, images)
+
+    ended: dict[int, tuple[bytes, ...]] = {}
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        iterate()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(4):
+                iterate()
+        for _ in range(200):
+            graph.replay()
+            add_records(ended, search.drain())
+            if len(ended) == seeds:
+                break
+    assert ended == right
 
 
 # Gradient searches ---------------------------------------------------------------------------------------------------
