@@ -45,7 +45,7 @@ types: $(VENV)/dev.stamp $(VENV)/test.stamp
 bench-smoke: $(VENV)/test.stamp
 	for bench in $(BENCHES); do $(BIN)/python -m bench.$$bench --smoke; done
 
-# A wheel with CUDA, warnings as errors, and what every kernel takes from the GPU.
+# A wheel with CUDA, warnings as errors, what every kernel takes from the GPU and what it is made of.
 cuda: $(VENV)/pip.stamp
 	rm -rf build/cuda
 	mkdir -p build/cuda
@@ -54,6 +54,8 @@ cuda: $(VENV)/pip.stamp
 	    || { tail -n 60 build/cuda/build.log; exit 1; }
 	$(BIN)/python tools/check_isa.py build/cuda/objects
 	$(BIN)/python tools/cuda_resources.py build/cuda/build.log
+	$(PIP) install "nvidia-cuda-cuobjdump>=13,<14" "nvidia-cuda-nvdisasm>=13,<14"
+	$(BIN)/python tools/cuda_sass.py build/cuda/objects
 
 clean:
 	rm -rf build demo dist $(VENV)

@@ -72,8 +72,9 @@ IDLE, FRESH, ACTIVE, ENDED = range(4)
 _SAVED = ("chains", "images", "traces", "coverage")
 
 # csrc/core/slots.h
-COUNTERS = np.dtype([(name, np.int64) for name in ("next", "ended", "active", "queries", "consumed")])
-_CONSUMED_AT = COUNTERS.fields["consumed"][1] if COUNTERS.fields else 0
+_COUNTERS = ("next", "ended", "active", "queries", "consumed")
+COUNTERS = np.dtype([(name, np.int64) for name in _COUNTERS])
+_CONSUMED_AT = 8 * _COUNTERS.index("consumed")  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -427,7 +428,7 @@ class Chains:
 
 
 def _counters(array: npt.NDArray[Any]) -> dict[str, int]:
-    return dict(zip(COUNTERS.names or (), array.view(np.int64).reshape(-1).tolist(), strict=True))
+    return dict(zip(_COUNTERS, array.view(np.int64).reshape(-1).tolist(), strict=True))
 
 
 def mutate(chains: Chains, out: Any, *, table: Any = None, layout: Layout = "NCHW", dtype: str = "uint8") -> None:
