@@ -127,8 +127,9 @@ def broken_rules(table: Table, record: Table) -> list[str]:
             where = f"{architecture} {name}"
             absent = ("local", "float") if name in FLOATLESS else ("local",)
             found += [f"{where}: {counts[label]} of {label}, allowed none" for label in absent if label in counts]
-            if name.startswith("step") and not counts.get("store_global_16"):
-                found.append(f"{where}: writes no model input 16 bytes at a time")
+            if name.startswith("step"):
+                ways = {"load_global_16": "reads no image", "store_global_16": "writes no model input"}
+                found += [f"{where}: {what} 16 bytes at a time" for label, what in ways.items() if not counts.get(label)]
             if known is None:
                 found.append(f"{where}: not recorded in {RECORD.name}")
                 continue

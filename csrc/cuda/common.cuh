@@ -97,7 +97,7 @@ __device__ __forceinline__ uint8_t* dynamic_shared() {
 
 // By all threads of the CTA.
 __device__ __forceinline__ void copy_bytes(const uint8_t* from, uint8_t* to, int64_t count) {
-    constexpr int each = 8;
+    constexpr int each = 16;
     for (int64_t i = each * static_cast<int64_t>(threadIdx.x); i < count;
          i += each * static_cast<int64_t>(blockDim.x)) {
         store_pack(to + i, count - i, load_pack<each>(from + i, count - i));
