@@ -6,9 +6,14 @@
 
 #if defined(__CUDACC__)
 #define COMPDX_HD __host__ __device__ __forceinline__
-#define COMPDX_UNROLL _Pragma("unroll")  // arrays in registers need constant indices
 #else
 #define COMPDX_HD inline
+#endif
+
+// Arrays in registers need constant indices. The host compiler behind nvcc sees the same functions and knows no such pragma.
+#if defined(__CUDA_ARCH__)
+#define COMPDX_UNROLL _Pragma("unroll")
+#else
 #define COMPDX_UNROLL
 #endif
 
