@@ -22,6 +22,7 @@ Integers = NDArray[np.int64]
 Words = NDArray[np.uint32]
 
 OPERATORS = ("additive", "salt_pepper", "multiplicative", "pixel", "box", "gaussian", "median")
+BLEND = 7  # its code in a trace
 CHOOSE, PARAMETERS, PIXELS, POSITIONS = range(4)
 ONE = 1 << 30  # 1.0 in Q30
 
@@ -202,6 +203,13 @@ def apply(
     return y.astype(np.uint8)
 
 
+def blend(near: Bytes, far: Bytes, weight: int, *, seed: int = 0, index: int = 0, step: int = 1) -> Bytes:
+    """Weight sixteenths of the way from one image uint8 [C, H, W] to another."""
+    a, b = near.astype(np.int64), far.astype(np.int64)
+    r = pixel_bits(seed, index, step, a.size).reshape(a.shape)
+    return (a + (((b - a) * weight * 4096 + r) >> 16)).astype(np.uint8)
+
+
 # Section 3: choosing the operator ------------------------------------------------------------------------------------
 
 
@@ -376,6 +384,13 @@ def accepts(rule: str, now: Fitness, best: Fitness) -> bool:
     return {"always": True, "never": False}[rule]
 
 
+def weight_towards(near_margin: int, far_margin: int) -> int:
+    """How many sixteenths of the way to the far image the boundary should be."""
+    near, far = near_margin >> 4, far_margin >> 4
+    both = near + far
+    return min(max((16 * near + both // 2) // both, 1), 15) if both else 8
+
+
 # One seed from start to end ------------------------------------------------------------------------------------------
 
 
@@ -386,6 +401,13 @@ class Step:
     operator: int | None
     image: Bytes
     accepted: bool = False
+    beyond: bool = False  # of an operator: became the far image
+    weight: int = 0  # of a blend
+
+    @property
+    def code(self) -> int:
+        """Its byte in the trace."""
+        return self.operator | self.accepted << 3 | self.beyond << 4 | self.weight << 4
 
 
 @dataclass
@@ -427,6 +449,7 @@ class OracleSearch:
     coverage: str
     overflow: str
     skip_identity: bool
+    bisect: int = 0
     grid: int = 0
     threshold: float = 0.5
     capacity: int | None = None
@@ -454,6 +477,7 @@ class OracleSearch:
         credit, total = [0] * 7, [0] * 7
         current, last = seed_image, None
         best = Fitness(0, 0)
+        far, far_margin, blends = seed_image, 0, 0
         seed_label = -1
         trajectory: list[Step] = []
         kind = ""
@@ -461,6 +485,10 @@ class OracleSearch:
             step = len(trajectory)
             if step == 0:
                 now = Step(None, seed_image)
+            elif blends:
+                weight = weight_towards(best.margin, far_margin)
+                between = blend(current, far, weight, seed=seed, index=index, step=step)
+                now = Step(BLEND, between, weight=weight)
             else:
                 w0, w1 = (int(w) for w in words(seed, index, step, CHOOSE)[0, :2])
                 now = Step(choose(self.selection, credit, total, last, w0, w1), seed_image)
@@ -487,7 +515,7 @@ class OracleSearch:
                 break
             if a.label != b.label:
                 kind = "seed" if step == 0 else "effective" if a.label == seed_label else "invalid"
-                if now.operator is not None:
+                if now.operator not in (None, BLEND):
                     credit[now.operator] += 1
                 break
             novel = archive.enter(a.state, b.state)
@@ -495,6 +523,17 @@ class OracleSearch:
             if step == 0:
                 # The seed's own state is no novelty; `change` starts from a difference of 0 whatever the seed's is.
                 best = Fitness(0 if self.acceptance == "change" else fitness.difference, fitness.margin)
+            elif now.operator == BLEND:
+                blends -= 1
+                now.accepted = a.label == seed_label
+                if now.accepted:
+                    current, best = now.image, fitness
+                else:
+                    far, far_margin = now.image, fitness.margin
+            elif self.bisect and a.label != seed_label:
+                now.beyond = True
+                far, far_margin, blends = now.image, fitness.margin, self.bisect
+                credit[now.operator] += 1
             elif accepts(self.acceptance, fitness, best):
                 now.accepted = True
                 current, last, best = now.image, now.operator, fitness
@@ -520,6 +559,6 @@ class OracleSearch:
             l2_squared=int((difference**2).sum()),
             linf=int(np.abs(difference).max()),
             image=end,
-            trace=np.array([s.operator | s.accepted << 3 for s in trajectory[1:]], np.uint8),
+            trace=np.array([s.code for s in trajectory[1:]], np.uint8),
             trajectory=trajectory,
         )

@@ -74,5 +74,6 @@ def test_kernels_on_the_host_equal_the_cpu(tmp_path):
     for kind in ("effective", "invalid", "seed", "non-finite", "exhausted"):
         assert sum(map(int, re.findall(rf"{kind} (\d+)", done.stdout))) >= 30, done.stdout
     assert sum(map(int, re.findall(r"parked (\d+)", done.stdout))) >= 1000, done.stdout  # the ring was full at times
+    assert sum(map(int, re.findall(r"blends (\d+)", done.stdout))) >= 1000, done.stdout  # of bisections
     for way in ("by draws", "by scan", "none"):
         assert int(re.search(rf"{way} (\d+)", done.stdout)[1]) >= 20, done.stdout

@@ -112,6 +112,7 @@ class TestTable:
             "linf": 6,
             "operators": ["additive", "pixel", "median"],
             "operator_steps": [1, 4, 7],
+            "operator_codes": [8, 11, 14],
             "sha256": hashlib.sha256(make_outcomes([6]).images.tobytes()).hexdigest(),
             "accepted": 3,
             "states": 4,
@@ -267,6 +268,30 @@ class TestReplay:
         at_seed = findings.table["kind"].to_pylist().index("seed")
         assert (findings.replay(at_seed, seeds) == seeds.images[seeds.locate(8)[0]]).all()
         assert (findings.replay(-1, seeds) == findings.images[-1]).all()
+        # Written before there were bisections, and codes to tell them.
+        nulls = pa.nulls(5, SCHEMA.field("operator_codes").type)
+        findings.table = findings.table.set_column(SCHEMA.names.index("operator_codes"), "operator_codes", nulls)
+        assert all((findings.replay(row, seeds) == findings.images[row]).all() for row in range(5))
+
+    def test_through_a_bisection(self) -> None:
+        """An operator, one that ends beyond the boundary, a blend on each side, and the last."""
+        seeds = Seeds(np.random.default_rng(1).integers(0, 256, (1, 1, 9, 8), dtype=np.uint8), indices=[5])
+        trace = np.array([0, 3 | 8, 1 | 16, 7 | 9 << 4 | 8, 2, 7 | 3 << 4, 7 | 15 << 4], np.uint8)
+        draw = {"seed": 7, "index": 5}
+        near = ops.apply(seeds.images, "pixel", step=2, skip_identity=False, **draw)
+        far = ops.apply(near, "salt_pepper", step=3, **draw)
+        near = ops.blend(near, far, 9, step=4, **draw)
+        far = ops.blend(near, far, 3, step=6, **draw)
+        image = ops.blend(near, far, 15, step=7, **draw)
+        outcomes = make_outcomes([5], seeds.shape)
+        steps = {"step": np.uint32([7]), "queries": np.uint32([8])}
+        table = outcomes_to_table(replace(outcomes, images=image, traces=[trace], **steps), ops.TRACE_NAMES)
+        row = table.to_pylist()[0]
+        assert row["operators"] == ["pixel", "salt_pepper", "blend", "blend", "blend"]
+        assert row["operator_steps"] == [2, 3, 4, 6, 7]
+        assert row["operator_codes"] == [11, 17, 159, 55, 247]
+        findings = Findings(table, settings=make_header(), summary=Summary.of(table, seeds=1), shape=seeds.shape)
+        assert (findings.replay(0, seeds) == image[0]).all()
 
     def test_refused(self) -> None:
         findings = make_findings(make_outcomes([5, 6]))

@@ -32,6 +32,7 @@ PLAIN: dict[str, Any] = {
     "budget": 80,
     "selection": "metropolis",
     "acceptance": "improve",
+    "bisect": 0,
     "coverage": "hash",
     "grid": 8,
     "overflow": "clip",
@@ -45,6 +46,10 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, int, int], int, tuple[str, str
     "skip": (PLAIN | {"skip_identity": True, "grid": 3}, (3, 5, 7), 3, ("logits", "logits")),
     "margin": (PLAIN | {"acceptance": "margin"}, (1, 8, 8), 10, ("logits", "logits")),
     "margin-mixed": (ARTIFACT | {"acceptance": "margin"}, (3, 5, 7), 3, ("probabilities", "logits")),
+    "bisect": (PLAIN | {"acceptance": "margin", "bisect": 12}, (1, 8, 8), 10, ("logits", "logits")),
+    "bisect-linf": (PLAIN | {"bisect": 3, "linf": 30, "overflow": "wrap"}, (3, 5, 7), 3, ("logits", "probabilities")),
+    "bisect-artifact": (ARTIFACT | {"bisect": 255}, (1, 9, 4), 10, ("probabilities", "logits")),
+    "bisect-never": (PLAIN | {"acceptance": "never", "bisect": 1}, (1, 8, 8), 3, ("logits", "logits")),
     "change-hash": (PLAIN | {"acceptance": "change"}, (3, 5, 7), 10, ("logits", "logits")),
     "improve-nearest": (ARTIFACT | {"acceptance": "improve", "threshold": 0.1}, (1, 9, 4), 3, ("logits", "logits")),
     "always-rank": (PLAIN | {"acceptance": "always", "selection": "rank"}, (1, 8, 8), 10, ("logits", "logits")),
@@ -234,7 +239,9 @@ def saved(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: arrays[name] for name in arrays.files}
 
 
-@pytest.mark.parametrize("name", ["plain", "margin", "artifact", "tiny-hash", "tiny-nearest", "linf"])
+@pytest.mark.parametrize(
+    "name", ["plain", "margin", "artifact", "tiny-hash", "tiny-nearest", "linf", "bisect", "bisect-linf"]
+)
 @pytest.mark.parametrize("chains", [7, 64])
 def test_interrupted_runs_end_the_same(name, chains):
     settings, images, pair, outputs = case(name, 60)
@@ -396,6 +403,58 @@ def test_improve_never_loses_ground():
     assert climbs > 20
 
 
+def test_bisection_closes_in_on_the_boundary():
+    """Every blend lies between the current and the far image, takes the place of the one on its side, and they are
+    drawn until one deviates or their number is spent. What is asked is all that this test looks at."""
+    shape, bisect = (1, 8, 8), 12
+    pair = IntegerPair(shape, 10, drop_bits=2)
+    settings = PLAIN | {"budget": 400, "acceptance": "margin", "bisect": bisect, "skip_identity": True}
+    bisections = 0
+    for index, image in enumerate(some_images(30, shape, seed=3)):
+        asked = []
+
+        def watched(images, asked=asked):
+            asked.append(images[0].astype(int))
+            return pair(images)
+
+        outcomes = run(compdx.MCMC(**settings), compdx.Seeds(image[None], indices=[index]), watched, chains=1, seed=5)
+        labels = [[int(np.argmax(row)) for row in pair(mutant[None].astype(np.uint8))] for mutant in asked]
+        near, far, left = asked[0], None, 0
+        for step, code in enumerate(outcomes.traces[0], start=1):
+            mutant, (a, b) = asked[step], labels[step]
+            assert (code & 7 == 7) == (left > 0), "blends are drawn while there are some left, and never else"
+            if left:
+                assert (mutant >= np.minimum(near, far)).all()
+                assert (mutant <= np.maximum(near, far)).all()
+                left -= 1
+            if a != b:
+                assert step == len(outcomes.traces[0])
+            elif a != labels[0][0]:
+                assert not code & 8
+                left = left if code & 7 == 7 else bisect
+                bisections += code & 7 != 7
+                far = mutant
+            elif code & 8:
+                near = mutant
+            assert code & 7 != 7 or a != b or bool(code & 8) == (a == labels[0][0])
+    assert bisections > 10
+
+
+def test_bisection_saves_queries():
+    """Two linear classifiers, one with coarse weights: there is nothing between the boundaries but deviations."""
+    weights = np.random.default_rng(0).integers(-32, 33, (64, 10))
+    coarse = (weights + 4) // 8 * 8
+
+    def pair(images):
+        pixels = images.reshape(len(images), 64).astype(int) - 128
+        return tuple((pixels @ w * 2.0**-12).astype(np.float32) for w in (weights, coarse))
+
+    seeds = compdx.Seeds(some_images(200, (1, 8, 8)))
+    with_it, without = (run(compdx.MCMC(bisect=blends), seeds, pair) for blends in (12, 0))
+    assert kinds(with_it).count("exhausted") <= kinds(without).count("exhausted")
+    assert with_it.queries.sum() < 0.8 * without.queries.sum()
+
+
 def test_margin_never_grows():
     """The smaller margin of the two models (float64 softmax) never grows over the accepted images, and shrinks."""
     shape = (1, 8, 8)
@@ -489,7 +548,7 @@ def test_cuda_equals_cpu(name):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["plain", "tiny-hash", "tiny-nearest"])
+@pytest.mark.parametrize("name", ["plain", "tiny-hash", "tiny-nearest", "bisect"])
 def test_interrupted_cuda_runs_end_the_same(name):
     settings, images, pair, outputs = case(name, 60)
     mcmc, seeds = compdx.MCMC(**settings), compdx.Seeds(images)

@@ -97,6 +97,34 @@ def test_native_equals_oracle_on_large_images(operator):
     check(x[:1], operator, seed=9, linf=16, origin=x[1:2])
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_native_blend_equals_oracle(shape):
+    near = pictures(shape)
+    for far, weight, seed in ((near[::-1].copy(), 1, 3), (near[2:3].copy(), 8, 2**64 - 1), (255 - near, 15, 0)):
+        every = np.broadcast_to(far, near.shape)
+        right = np.stack(
+            [oracle.blend(near[i], every[i], weight, seed=seed, index=i, step=9) for i in range(len(near))]
+        )
+        for isa in ISAS:
+            for threads in (1, 2):
+                found = ops.blend(near, far, weight, seed=seed, step=9, isa=isa, threads=threads)
+                assert_bytes(found, right, f"weight {weight} isa={isa} threads={threads}")
+
+
+@pytest.mark.parametrize("weight", range(1, 16))
+def test_blend_lies_between_and_is_right_on_average(weight):
+    near, far = (v.astype(np.uint8).reshape(1, 1, 256, 256) for v in np.indices((256, 256)))
+    draws = np.stack([ops.blend(near, far, weight, step=step)[0, 0] for step in range(1, 65)]).astype(float)
+    a, b = near[0, 0].astype(float), far[0, 0].astype(float)
+    exact = a + (b - a) * weight / 16
+    assert (np.abs(draws - exact) < 1).all(), "one of the two neighbouring grey levels"
+    assert (draws >= np.minimum(a, b)).all()
+    assert (draws <= np.maximum(a, b)).all()
+    share = exact - np.floor(exact)  # rounded up with this probability
+    error = np.sqrt((share * (1 - share)).mean() / draws.size)
+    assert abs((draws - exact).mean()) < 5 * error + 2.0**-16
+
+
 @pytest.mark.parametrize("operator", oracle.OPERATORS)
 def test_many_draws(operator):
     """Hundreds of draws of the parameters, some of which no small batch meets."""

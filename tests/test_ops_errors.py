@@ -15,6 +15,7 @@ import compdx.ops as ops
 from compdx import _core
 from compdx.ops import backend as backends
 from compdx.ops import operators
+from compdx.ops.chains import BISECTION
 from compdx.ops.checks import as_array
 
 SHAPE = (2, 3, 5)
@@ -159,6 +160,16 @@ ROWS: dict[str, Row] = {
     "apply-threads-type": (lambda: apply(threads="a"), TypeError, "threads: expected an integer, got str"),
     "apply-isa": (lambda: apply(isa="mmx"), ValueError, "isa: expected one of '"),
     "apply-isa-type": (lambda: apply(isa=3), ValueError, "isa: expected one of '"),
+    # blend
+    "blend-near": (lambda: ops.blend(IMAGES[0], IMAGES, 8), ValueError, "near: expected shape [N, C, H, W]"),
+    "blend-far": (lambda: ops.blend(IMAGES, IMAGES[:2], 8), ValueError, "far: expected shape (3, 2, 3, 5) or 1"),
+    "blend-weight": (lambda: ops.blend(IMAGES, IMAGES, 16), ValueError, "weight: expected 1..15, got 16"),
+    "blend-weight-type": (
+        lambda: ops.blend(IMAGES, IMAGES, 0.5),  # type: ignore[arg-type]
+        TypeError,
+        "weight: expected an integer, got float",
+    ),
+    "blend-seed": (lambda: ops.blend(IMAGES, IMAGES, 8, seed=-1), ValueError, "seed: expected 0..18446744073709551615"),
     # normalize
     "normalize-images": (lambda: ops.normalize("a", TABLE), TypeError, "images: expected an array that speaks DLPack"),
     "normalize-table": (lambda: ops.normalize(IMAGES, TABLE[:1]), ValueError, "table: expected shape (2, 256)"),
@@ -212,6 +223,8 @@ ROWS: dict[str, Row] = {
     "mcmc-threshold": (lambda: compdx.MCMC(threshold=float("nan")), ValueError, "threshold: expected a squared dist"),
     "mcmc-capacity": (lambda: compdx.MCMC(capacity=0), ValueError, "capacity: expected 1..16777216, got 0"),
     "mcmc-capacity-hash": (lambda: compdx.MCMC(capacity=12), ValueError, "capacity: expected a power of two for"),
+    "mcmc-bisect": (lambda: compdx.MCMC(bisect=256), ValueError, "bisect: expected 0..255, got 256"),
+    "mcmc-bisect-type": (lambda: compdx.MCMC(bisect=1.0), TypeError, "bisect: expected an integer, got float"),
     "mcmc-linf": (lambda: compdx.MCMC(linf=2.5), TypeError, "linf: expected an integer, got float"),
     "mcmc-skip": (lambda: compdx.MCMC(skip_identity=1), TypeError, "skip_identity: expected True or False, got int"),
     # Chains and MCMC.start
@@ -440,6 +453,29 @@ def test_restore_refuses_records_that_native_code_must_not_follow(field: str, va
     with pytest.raises(ValueError, match=re.escape("state['chains']: expected chains under way on these seeds, but 1")):
         restore([0, 1], chains=saved)
     restore([0, 2], chains=saved)
+
+
+@pytest.mark.parametrize(("field", "value"), [("far", 0), ("far", 3), ("left", 13)])
+def test_restore_refuses_bisections_that_native_code_must_not_follow(field: str, value: int) -> None:
+    saved = chains().records
+    bisection = saved["l2_squared"].view(BISECTION)
+    bisection[field][1] = value
+    saved["l2_squared"] = bisection.view(np.int64)
+    with pytest.raises(ValueError, match=re.escape("state['chains']: expected chains under way on these seeds, but 1")):
+        restore([0, 1], chains=saved)
+    restore([0, 2], chains=saved)
+
+
+def test_without_bisection_there_is_no_third_buffer() -> None:
+    search = chains(bisect=0)
+    saved = search.records
+    assert (saved["l2_squared"].view(BISECTION)["far"] == 2).all()
+    assert search.state()["images"].shape[0] == 2
+    bisection = saved["l2_squared"].view(BISECTION)
+    bisection["left"][1] = 1
+    saved["l2_squared"] = bisection.view(np.int64)
+    with pytest.raises(ValueError, match=re.escape("state['chains']: expected chains under way")):
+        search.restore(search.state() | {"chains": saved}, np.array([0, 1]))
 
 
 def test_start_refuses_a_checkpoint_of_other_seeds() -> None:

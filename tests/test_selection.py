@@ -122,7 +122,7 @@ def test_native_frequencies(selection):
     """Native traces follow the closed form: every move from every rank, within four standard errors."""
     shape = (1, 4, 4)
     settings = compdx.MCMC(
-        budget=121, selection=selection, acceptance="always", coverage="nearest", skip_identity=False
+        budget=121, selection=selection, acceptance="always", bisect=0, coverage="nearest", skip_identity=False
     )
     outcomes = run(settings, compdx.Seeds(some_images(100, shape)), TwinPair(IntegerPair(shape, 3)), chains=50, seed=2)
     counts = transitions(outcomes, seed=2, rewarded=True)
@@ -137,7 +137,7 @@ def test_native_frequencies(selection):
 def test_native_choice_is_uniform_until_something_is_accepted():
     shape = (1, 4, 4)
     settings = compdx.MCMC(
-        budget=51, selection="metropolis", acceptance="never", coverage="nearest", skip_identity=False
+        budget=51, selection="metropolis", acceptance="never", bisect=0, coverage="nearest", skip_identity=False
     )
     outcomes = run(settings, compdx.Seeds(some_images(200, shape)), TwinPair(IntegerPair(shape, 3)), seed=4)
     drawn = transitions(outcomes, seed=4, rewarded=False)[None]

@@ -111,6 +111,7 @@ class TestGolden:
             "linf": 6,
             "operators": ["additive", "pixel", "median"],
             "operator_steps": [1, 4, 7],
+            "operator_codes": None,  # the run is older than this column
             "sha256": "00fe4c27a07ca7d88db7ae29ee01b9d53cb3a35fc7f64e76cfb37fd011458f4d",
             "accepted": 3,
             "states": 4,
@@ -185,7 +186,8 @@ class TestGolden:
                     assert json.loads(new[file]) == json.loads(old[file])
             a, b = Findings.load(GOLDEN / name), Findings.load(tmp_path / name)
             # PNG bytes may differ between compressors, pixels and hashes may not.
-            assert b.ended.drop_columns(["image"]).equals(a.ended.drop_columns(["image"]))
+            apart = ["image", "operator_codes"]  # the golden runs are older than the codes
+            assert b.ended.drop_columns(apart).equals(a.ended.drop_columns(apart))
             assert (b.images == a.images).all()
 
 

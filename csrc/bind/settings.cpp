@@ -36,11 +36,12 @@ Operator parse_operator(const std::string& name) {
                             {"pixel", kPixel},
                             {"box", kBox},
                             {"gaussian", kGaussian},
-                            {"median", kMedian}});
+                            {"median", kMedian},
+                            {"blend", kBlend}});
 }
 
 Rules make_rules(uint64_t seed, const py::tuple& shape, uint32_t budget, const std::string& overflow, int32_t linf,
-                 bool skip_identity, const std::string& selection, const std::string& acceptance,
+                 bool skip_identity, const std::string& selection, const std::string& acceptance, uint32_t bisect,
                  const std::string& coverage, uint32_t grid, uint32_t threshold_q30, uint32_t capacity,
                  const std::string& original_scores, const std::string& compressed_scores) {
     Rules rules;
@@ -59,6 +60,7 @@ Rules make_rules(uint64_t seed, const py::tuple& shape, uint32_t budget, const s
                                           {"change", Acceptance::change},
                                           {"always", Acceptance::always},
                                           {"never", Acceptance::never}});
+    rules.bisect = bisect;
     rules.coverage = parse<Coverage>("coverage", coverage, {{"hash", Coverage::hash}, {"nearest", Coverage::nearest}});
     rules.grid = grid;
     rules.threshold = threshold_q30;
@@ -66,6 +68,7 @@ Rules make_rules(uint64_t seed, const py::tuple& shape, uint32_t budget, const s
     rules.original_scores = parse_scores("original_scores", original_scores);
     rules.compressed_scores = parse_scores("compressed_scores", compressed_scores);
     if (budget < 1) throw std::invalid_argument("budget: expected at least 1, got 0");
+    if (bisect > 255) throw std::invalid_argument("bisect: expected at most 255, got " + std::to_string(bisect));
     if (capacity < 1) throw std::invalid_argument("capacity: expected at least 1, got 0");
     if (rules.coverage == Coverage::hash && (capacity & (capacity - 1)) != 0) {
         throw std::invalid_argument("capacity: expected a power of two, got " + std::to_string(capacity));
@@ -92,7 +95,7 @@ BoundSlots make_slots(const Rules& rules, int64_t count, int64_t pitch, const py
     slots.count = count;
     slots.pitch = pitch;
     slots.chains = view(chains).as<Chain>(count, "chains");
-    slots.images = view(images).as<uint8_t>(2 * count * pitch, "images");
+    slots.images = view(images).as<uint8_t>(buffers_of(rules) * count * pitch, "images");
     slots.traces = view(traces).as<uint8_t>(count * budget, "traces");
     slots.coverage = view(coverage).as<uint32_t>(
         rules.coverage == Coverage::hash ? count * table_words(rules.capacity) : 0, "coverage");
@@ -175,10 +178,11 @@ ApplyTask make_apply_task(const std::string& op, int32_t size, uint64_t seed, co
     task.indices = indices.as<uint64_t>(count, "index");
     task.steps = steps.as<uint32_t>(count, "step");
     task.one_origin = origin_count == 1;
-    if (linf >= 0 && origin_count != 1 && origin_count != count) {
+    if ((linf >= 0 || task.op == kBlend) && origin_count != 1 && origin_count != count) {
         throw std::invalid_argument("origin: expected 1 or " + std::to_string(count) + " images");
     }
-    task.origins = origins.as<uint8_t>(linf >= 0 ? origin_count * pixels : 0, "origin");
+    const bool with_origins = linf >= 0 || task.op == kBlend;
+    task.origins = origins.as<uint8_t>(with_origins ? origin_count * pixels : 0, "origin");
     task.out = out.as<uint8_t>(count * pixels, "out");
     return task;
 }
@@ -202,8 +206,8 @@ void register_settings(py::module_& module) {
     py::class_<Rules>(module, "Rules", "Settings of a search in native form.")
         .def(py::init(&make_rules), py::kw_only(), py::arg("seed"), py::arg("shape"), py::arg("budget"),
              py::arg("overflow"), py::arg("linf"), py::arg("skip_identity"), py::arg("selection"),
-             py::arg("acceptance"), py::arg("coverage"), py::arg("grid"), py::arg("threshold_q30"), py::arg("capacity"),
-             py::arg("original_scores"), py::arg("compressed_scores"));
+             py::arg("acceptance"), py::arg("bisect"), py::arg("coverage"), py::arg("grid"), py::arg("threshold_q30"),
+             py::arg("capacity"), py::arg("original_scores"), py::arg("compressed_scores"));
     py::class_<BoundSlots>(module, "Slots", "The arrays of a search, checked once; the caller owns them.")
         .def(py::init(&make_slots), py::kw_only(), py::arg("rules"), py::arg("count"), py::arg("pitch"),
              py::arg("chains"), py::arg("images"), py::arg("traces"), py::arg("coverage"), py::arg("counters"),

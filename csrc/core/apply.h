@@ -8,7 +8,7 @@ namespace compdx {
 // One operator on many images, each with its own index and step.
 struct ApplyTask {
     Operator op;
-    int32_t size;  // negative: drawn
+    int32_t size;  // negative: drawn; of a blend its weight
     uint64_t seed;
     Shape shape;
     Overflow overflow;
@@ -18,7 +18,7 @@ struct ApplyTask {
     const uint8_t* images;
     const uint64_t* indices;  // [count]
     const uint32_t* steps;    // [count]
-    const uint8_t* origins;   // [count] or [1] images; read only when linf >= 0
+    const uint8_t* origins;   // [count] or [1] images; read only when linf >= 0, and by a blend: the far images
     bool one_origin;
     uint8_t* out;
 };

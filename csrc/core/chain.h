@@ -23,7 +23,19 @@ enum class Kind : uint8_t { effective = 0, invalid = 1, seed = 2, non_finite = 3
 
 constexpr uint8_t kNoOperator = 7;
 constexpr uint8_t kTraceAccepted = 8;
+constexpr uint8_t kTraceBeyond = 16;  // of an operator: its mutant became the far image
+constexpr int kTraceWeightShift = 4;  // of a blend: its weight is in the upper half
+constexpr uint32_t kBlendSteps = 16;  // weights are sixteenths of the way to the far image
+constexpr uint8_t kNoBuffer = 2;      // `far` of a chain without a far image: a third buffer, which then nobody uses
 constexpr uint32_t kChangeQ30 = 1073741;  // 1e-3: what the artifact calls a change of the confidence difference
+
+// The search between the current image and a mutant that both models put beyond the boundary.
+struct Bisection {
+    uint32_t far_margin;  // Q30
+    uint8_t far;          // the buffer of the far image
+    uint8_t left;         // blends still to be tried; 0: no search is under way
+    uint16_t unused;
+};
 
 struct Chain {
     uint64_t seed_index = 0;  // identity of the seed image
@@ -39,7 +51,7 @@ struct Chain {
     uint32_t original_confidence = 0;  // Q30
     uint32_t compressed_confidence = 0;
     Status status = Status::idle;
-    uint8_t current = 0;  // which of the slot's two buffers holds the current image
+    uint8_t current = 0;  // which of the slot's buffers holds the current image; once ended, the image it ended on
     uint8_t best_novel = 0;
     uint8_t last_operator = kNoOperator;  // of the last accepted mutant
     uint8_t pending = kNoOperator;        // of the mutant being judged
@@ -49,7 +61,10 @@ struct Chain {
     uint32_t reserved = 0;
     uint32_t credit[kOperators] = {};
     uint32_t total[kOperators] = {};
-    int64_t l2_squared = 0;  // squared distance to the seed in grey levels, filled in at harvest
+    union {
+        int64_t l2_squared = 0;  // squared distance to the seed in grey levels, filled in at harvest
+        Bisection bisection;     // until the chain ends
+    };
 };
 static_assert(sizeof(Chain) == 128, "checkpoints and devices rely on the layout");
 
@@ -60,6 +75,7 @@ COMPDX_HD Chain begin_chain(uint64_t seed_index, int32_t row) {
     chain.seed_index = seed_index;
     chain.row = row;
     chain.status = Status::fresh;
+    chain.bisection = {0, kNoBuffer, 0, 0};
     return chain;
 }
 
@@ -89,7 +105,28 @@ COMPDX_HD uint32_t absolute_delta(const Verdict& v) {
                                                            : v.compressed_confidence - v.original_confidence;
 }
 
+// The buffer of the mutant that is being judged: neither the current nor the far image's.
+COMPDX_HD int mutant_buffer(const Chain& chain) { return 3 - chain.current - chain.bisection.far; }
+
+COMPDX_HD bool bisects(const Chain& chain) { return chain.bisection.left > 0; }
+
+// How far towards the far image the next blend lies, in sixteenths: where the boundary is if the margins fall linearly towards it.
+COMPDX_HD uint32_t blend_weight(const Chain& chain) {
+    const uint32_t near = chain.best_margin >> 4;  // Q26, so that 32 bits are enough for all of this
+    const uint32_t sum = near + (chain.bisection.far_margin >> 4);
+    const uint32_t weight = sum == 0 ? kBlendSteps / 2 : (kBlendSteps * near + sum / 2) / sum;
+    return weight < 1 ? 1 : (weight > kBlendSteps - 1 ? kBlendSteps - 1 : weight);
+}
+
+// The byte of a mutant that was neither accepted nor found beyond the boundary.
+COMPDX_HD uint8_t plain_trace(const Chain& chain) {
+    const uint32_t weight = chain.pending == kBlend ? blend_weight(chain) << kTraceWeightShift : 0;
+    return static_cast<uint8_t>(chain.pending | weight);
+}
+
 COMPDX_HD void end_chain(Chain& chain, Kind kind) {
+    if (chain.step > 0) chain.current = static_cast<uint8_t>(mutant_buffer(chain));
+    chain.l2_squared = 0;
     chain.kind = kind;
     chain.status = Status::ended;
 }
@@ -107,22 +144,32 @@ COMPDX_HD bool record_verdict(Chain& chain, const Verdict& verdict) {
         chain.seed_label = verdict.original_label;
     } else {
         chain.step += 1;
-        chain.total[chain.pending] += 1;
+        if (chain.pending != kBlend) chain.total[chain.pending] += 1;
     }
     if (verdict.non_finite != 0) {
         end_chain(chain, Kind::non_finite);
         return false;
     }
     if (verdict.original_label != verdict.compressed_label) {
-        if (is_seed) {
-            end_chain(chain, Kind::seed);
-        } else {
-            chain.credit[chain.pending] += 1;
-            end_chain(chain, verdict.original_label == chain.seed_label ? Kind::effective : Kind::invalid);
-        }
+        if (!is_seed && chain.pending != kBlend) chain.credit[chain.pending] += 1;
+        const Kind found = verdict.original_label == chain.seed_label ? Kind::effective : Kind::invalid;
+        end_chain(chain, is_seed ? Kind::seed : found);
         return false;
     }
     return true;
+}
+
+COMPDX_HD void move_current(Chain& chain, uint32_t delta, uint32_t margin, bool novel) {
+    chain.accepted += 1;
+    chain.best_delta = delta;
+    chain.best_margin = margin;
+    chain.best_novel = novel;
+    chain.current = static_cast<uint8_t>(mutant_buffer(chain));
+}
+
+COMPDX_HD void move_far(Chain& chain, uint32_t margin) {
+    chain.bisection.far = static_cast<uint8_t>(mutant_buffer(chain));
+    chain.bisection.far_margin = margin;
 }
 
 COMPDX_HD bool accepts(const Rules& rules, const Chain& chain, uint32_t delta, uint32_t margin, bool novel) {
@@ -147,7 +194,7 @@ COMPDX_HD bool accepts(const Rules& rules, const Chain& chain, uint32_t delta, u
 // Second half: acceptance, statistics, budget. Returns the trace byte of a mutant (of no use for the seed's own query).
 COMPDX_HD uint8_t settle(const Rules& rules, Chain& chain, const Verdict& verdict, bool novel) {
     const uint32_t delta = absolute_delta(verdict);
-    uint8_t trace = 0;
+    uint8_t trace = plain_trace(chain);
     chain.states += novel;
     if (chain.status == Status::fresh) {
         chain.status = Status::active;
@@ -155,25 +202,28 @@ COMPDX_HD uint8_t settle(const Rules& rules, Chain& chain, const Verdict& verdic
         chain.best_delta = rules.acceptance == Acceptance::change ? 0 : delta;
         chain.best_margin = verdict.margin;
         chain.best_novel = 0;
-    } else {
-        trace = chain.pending;
-        if (accepts(rules, chain, delta, verdict.margin, novel)) {
+    } else if (chain.pending == kBlend) {
+        chain.bisection.left -= 1;
+        if (verdict.original_label == chain.seed_label) {
             trace |= kTraceAccepted;
-            chain.accepted += 1;
-            chain.credit[chain.pending] += 1;
-            chain.last_operator = chain.pending;
-            chain.best_delta = delta;
-            chain.best_margin = verdict.margin;
-            chain.best_novel = novel;
-            chain.current ^= 1;
+            move_current(chain, delta, verdict.margin, novel);
+        } else {
+            move_far(chain, verdict.margin);
         }
+    } else if (rules.bisect > 0 && verdict.original_label != chain.seed_label) {
+        trace |= kTraceBeyond;
+        chain.credit[chain.pending] += 1;
+        chain.bisection.left = static_cast<uint8_t>(rules.bisect);
+        move_far(chain, verdict.margin);
+    } else if (accepts(rules, chain, delta, verdict.margin, novel)) {
+        trace |= kTraceAccepted;
+        chain.credit[chain.pending] += 1;
+        chain.last_operator = chain.pending;
+        move_current(chain, delta, verdict.margin, novel);
     }
     if (chain.step + 1 >= rules.budget) end_chain(chain, Kind::exhausted);
     return trace;
 }
-
-// The buffer that holds the image which ended the chain.
-COMPDX_HD int final_buffer(const Chain& chain) { return chain.step == 0 ? chain.current : chain.current ^ 1; }
 
 }  // namespace COMPDX_ISA_NAMESPACE
 }  // namespace compdx

@@ -45,6 +45,12 @@ COMPDX_HD uint8_t multiplicative(uint8_t pixel, int32_t normal, int32_t mean, in
     return store_pixel<overflow>(product < 0 ? -((-product) >> 16) : product >> 16);
 }
 
+// `weight` sixteenths of the way from one pixel to another, rounded up or down at random; never beyond either.
+COMPDX_HD uint8_t blend(uint8_t near, uint8_t far, int32_t weight, uint16_t bits) {
+    const int32_t way = (static_cast<int32_t>(far) - near) * (weight * (65536 / 16));
+    return static_cast<uint8_t>(near + ((way + bits) >> 16));
+}
+
 COMPDX_HD uint8_t bound_pixel(uint8_t value, uint8_t origin, int32_t linf) {
     int32_t low = static_cast<int32_t>(origin) - linf;
     int32_t high = static_cast<int32_t>(origin) + linf;

@@ -9,7 +9,7 @@ namespace compdx {
 // A draw: the operator with everything that is the same for all pixels of the image.
 struct Draw {
     Operator op;
-    int32_t size;   // blurs: window; pixel: values changed; salt & pepper: specks of each kind
+    int32_t size;   // blurs: window; pixel: values changed; salt & pepper: specks of each kind; blend: weight
     int32_t mean;   // multiplicative, Q16
     int32_t sigma;  // multiplicative, Q16
 };

@@ -13,8 +13,9 @@ enum Operator : uint8_t {
     kBox = 4,
     kGaussian = 5,
     kMedian = 6,
+    kBlend = 7,  // of the current image and one beyond the boundary; never chosen, and not counted in the statistics
 };
-constexpr int kOperators = 7;
+constexpr int kOperators = 7;  // that are chosen from
 
 enum class Overflow : int32_t { clip = 0, wrap = 1 };
 enum class Selection : int32_t { metropolis = 0, rank = 1, uniform = 2 };
@@ -40,6 +41,7 @@ struct Rules {
     int32_t skip_identity = 0;
     Selection selection = Selection::metropolis;
     Acceptance acceptance = Acceptance::margin;
+    uint32_t bisect = 0;  // blends after a mutant beyond the boundary; 0: such a mutant is judged like any other
     Coverage coverage = Coverage::hash;
     uint32_t grid = 20;             // cells per unit of probability (hash)
     uint32_t threshold = 1u << 29;  // squared distance in Q30 (nearest)

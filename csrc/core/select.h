@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/chain.h"
+#include "core/operators.h"
 #include "core/philox.h"
 #include "core/tables.h"
 
@@ -76,6 +77,12 @@ COMPDX_HD Operator choose_operator(const Rules& rules, const Chain& chain, const
     int chosen = 0;
     while (place_of(ranks, chosen) != rank) ++chosen;
     return static_cast<Operator>(chosen);
+}
+
+// Draws what choose_operator chose, or the next blend.
+COMPDX_HD Draw draw_next(const Rules& rules, const Chain& chain, Operator op, const Stream& stream) {
+    if (op == kBlend) return {kBlend, static_cast<int32_t>(blend_weight(chain)), 0, 0};
+    return draw_operator(op, stream, rules.skip_identity != 0, rules.shape.size());
 }
 
 }  // namespace COMPDX_ISA_NAMESPACE

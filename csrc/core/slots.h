@@ -15,12 +15,15 @@ struct Counters {
     int64_t consumed;  // chains read from the ring so far
 };
 
+// Image buffers of a slot: the current image, the mutant, and the far end of a bisection.
+COMPDX_HD int buffers_of(const Rules& rules) { return rules.bisect > 0 ? 3 : 2; }
+
 struct Slots {
     int64_t count;
     int64_t pitch;    // bytes from one image to the next, >= shape.size()
     Chain* chains;    // [count]
-    uint8_t* images;  // [2][count][pitch], planar C, H, W
-    uint8_t* traces;  // [count][budget], one byte a step: operator | kTraceAccepted
+    uint8_t* images;  // [buffers_of(rules)][count][pitch], planar C, H, W
+    uint8_t* traces;  // [count][budget], one byte a step: operator with the flags of chain.h
     void* coverage;   // hash: uint32 [count][table_words(capacity)]; nearest: uint16 [count][capacity][2 * classes]
     Counters* counters;
 

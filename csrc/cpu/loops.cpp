@@ -195,6 +195,15 @@ void mutate_multiplicative(const MutateTask& task) {
         });
 }
 
+void mutate_blend(const MutateTask& task) {
+    const int32_t weight = task.draw.size;
+    for_each_chunk(
+        task, [&](const uint16_t* __restrict bits, const uint8_t* __restrict in, uint8_t* __restrict out, int count) {
+            const uint8_t* __restrict far = task.far + (in - task.parent);
+            for (int i = 0; i < count; ++i) out[i] = blend(in[i], far[i], weight, bits[i]);
+        });
+}
+
 void copy_image(const MutateTask& task) { std::memcpy(task.mutant, task.parent, task.shape.size()); }
 
 void mutate_salt_pepper(const MutateTask& task) {
@@ -393,6 +402,9 @@ void mutate(const MutateTask& task) {
             break;
         case kMedian:
             mutate_median(task);
+            break;
+        case kBlend:
+            mutate_blend(task);
             break;
     }
     if (task.linf >= 0) bound_image(task);

@@ -16,6 +16,7 @@ struct MutateTask {
     int32_t linf;
     const uint8_t* parent;  // [C, H, W]
     const uint8_t* origin;  // seed image; read only when linf >= 0
+    const uint8_t* far;     // [C, H, W], the other end of a blend; read by no other operator
     uint8_t* mutant;        // [C, H, W], not the parent
     uint8_t* scratch;       // scratch_bytes(shape)
 };

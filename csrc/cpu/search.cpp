@@ -46,12 +46,14 @@ void mutate_slot(const Rules& rules, const Slots& slots, const Input& input, con
         std::memcpy(image, slots.seed(chain.row, pixels), pixels);
     } else if (chain.status == Status::active) {
         const Stream stream = {rules.seed, chain.seed_index, chain.step + 1};
-        const Operator op = choose_operator(rules, chain, stream);
+        const Operator op = bisects(chain) ? kBlend : choose_operator(rules, chain, stream);
+        const Draw draw = draw_next(rules, chain, op, stream);
         chain.pending = op;
         const uint8_t* parent = image;
-        image = slots.image(chain.current ^ 1, slot);
-        loop.mutate({draw_operator(op, stream, rules.skip_identity != 0, pixels), stream, rules.shape, rules.overflow,
-                     rules.linf, parent, slots.seed(chain.row, pixels), image, scratch});
+        const uint8_t* far = slots.image(chain.bisection.far, slot);
+        image = slots.image(mutant_buffer(chain), slot);
+        loop.mutate({draw, stream, rules.shape, rules.overflow, rules.linf, parent, slots.seed(chain.row, pixels), far,
+                     image, scratch});
     } else {
         return;  // nobody reads the scores of this slot
     }
@@ -88,7 +90,7 @@ void judge_slot(const Rules& rules, const Slots& slots, const Loops& loop, int64
     const Scored a = loop.score({original + slot * classes, classes, rules.original_scores, state});
     const Scored b = loop.score({compressed + slot * classes, classes, rules.compressed_scores, state + classes});
     const Verdict verdict = make_verdict(a, b);
-    uint8_t trace = chain.pending;
+    uint8_t trace = plain_trace(chain);
     if (record_verdict(chain, verdict)) {
         const bool novel = enter_state(rules, slots, loop, slot, state, classes);
         trace = settle(rules, chain, verdict, novel);
@@ -141,7 +143,7 @@ void harvest(const Rules& rules, const Slots& slots) {
         if (chain.status != Status::ended) continue;
         const int64_t place = slots.counters->ended % slots.ring_capacity;
         if (chain.kind != Kind::exhausted) {
-            const uint8_t* image = slots.image(final_buffer(chain), slot);
+            const uint8_t* image = slots.image(chain.current, slot);
             measure_change(image, slots.seed(chain.row, pixels), pixels, chain);
             std::memcpy(slots.ring_images + place * pixels, image, pixels);
         }
@@ -187,7 +189,7 @@ void apply(const ApplyTask& task, const Execution& execution) {
             Draw draw = draw_operator(task.op, stream, task.skip_identity, pixels);
             if (task.size >= 0) draw.size = task.size;
             const uint8_t* origin = task.origins + (task.one_origin ? 0 : i * pixels);
-            loop.mutate({draw, stream, task.shape, task.overflow, task.linf, task.images + i * pixels, origin,
+            loop.mutate({draw, stream, task.shape, task.overflow, task.linf, task.images + i * pixels, origin, origin,
                          task.out + i * pixels, scratch.of(worker)});
         }
     });

@@ -23,12 +23,12 @@ __device__ __forceinline__ Operator choose_operator_by_warp(const Rules& rules, 
 }
 
 // By one whole warp, whose first lane writes the draw and notes its operator in the chain.
-__device__ __forceinline__ void draw_next(const Rules& rules, Chain& chain, Draw& draw) {
+__device__ __forceinline__ void draw_by_warp(const Rules& rules, Chain& chain, Draw& draw) {
     const Stream stream = stream_of_next(rules, chain);
-    const Operator op = choose_operator_by_warp(rules, chain, stream);
+    const Operator op = bisects(chain) ? kBlend : choose_operator_by_warp(rules, chain, stream);
     if (lane_index() != 0) return;
+    draw = draw_next(rules, chain, op, stream);
     chain.pending = op;
-    draw = draw_operator(op, stream, rules.skip_identity != 0, rules.shape.size());
 }
 
 }  // namespace compdx::cuda

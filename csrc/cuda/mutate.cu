@@ -25,17 +25,17 @@ __global__ void __launch_bounds__(kThreadsOfLarge, kResident)
     if (!is_working(status)) return;  // nobody reads the scores of this slot
     const int32_t pixels = rules.shape.size();
     const uint8_t* seed = slots.seed(chain.row, pixels);
-    const int current = chain.current;
-    uint8_t* image = slots.image(current, slot);
+    uint8_t* image = slots.image(chain.current, slot);
     if (status == Status::fresh) {
         copy_bytes(seed, image, pixels);
     } else {
         const Stream stream = stream_of_next(rules, chain);
-        if (warp_index() == 0) draw_next(rules, chain, draw);
+        if (warp_index() == 0) draw_by_warp(rules, chain, draw);
         __syncthreads();
         const uint8_t* parent = image;
-        image = slots.image(current ^ 1, slot);
-        mutate_image({draw, stream, rules.shape, rules.overflow, rules.linf, parent, seed, image});
+        const uint8_t* far = slots.image(chain.bisection.far, slot);
+        image = slots.image(mutant_buffer(chain), slot);
+        mutate_image({draw, stream, rules.shape, rules.overflow, rules.linf, parent, seed, far, image});
     }
     __syncthreads();
     write_input(image, rules.shape, input, slot);
@@ -52,8 +52,8 @@ __global__ void __launch_bounds__(kThreadsOfLarge, kResident) apply_kernel(const
     }
     __syncthreads();
     const uint8_t* origin = task.origins + (task.one_origin ? 0 : i * pixels);
-    mutate_image(
-        {draw, stream, task.shape, task.overflow, task.linf, task.images + i * pixels, origin, task.out + i * pixels});
+    mutate_image({draw, stream, task.shape, task.overflow, task.linf, task.images + i * pixels, origin, origin,
+                  task.out + i * pixels});
 }
 
 __global__ void __launch_bounds__(kThreadsOfLarge)

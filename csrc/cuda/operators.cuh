@@ -16,6 +16,7 @@ struct Mutation {
     int32_t linf;
     const uint8_t* parent;  // [C, H, W]
     const uint8_t* origin;  // seed image; read only when linf >= 0
+    const uint8_t* far;     // [C, H, W], the other end of a blend; read by no other operator
     uint8_t* mutant;        // [C, H, W], not the parent
 };
 
@@ -68,6 +69,19 @@ __device__ __forceinline__ void mutate_multiplicative(const Mutation& mutation) 
         for (int i = 0; i < kBlockPixels; ++i) {
             const int32_t normal = normal_q12(static_cast<uint16_t>(pixel_bits(words, i)));
             pixels.v[i] = multiplicative<overflow>(pixels.v[i], normal, mutation.draw.mean, mutation.draw.sigma);
+        }
+    });
+}
+
+__device__ __forceinline__ void mutate_blend(const Mutation& mutation) {
+    const int32_t count = mutation.shape.size();
+    change_pixels(mutation, [&](Pixels& pixels, uint32_t block) {
+        const int32_t first = static_cast<int32_t>(block) * kBlockPixels;
+        const Pixels far = load_pack<kBlockPixels>(mutation.far + first, count - first);
+        const Words words = stream_words(mutation.stream, Purpose::pixels, block);
+#pragma unroll
+        for (int i = 0; i < kBlockPixels; ++i) {
+            pixels.v[i] = blend(pixels.v[i], far.v[i], mutation.draw.size, static_cast<uint16_t>(pixel_bits(words, i)));
         }
     });
 }
@@ -325,6 +339,8 @@ __device__ __forceinline__ void mutate_image(const Mutation& mutation) {
             return mutate_gaussian(mutation);
         case kMedian:
             return mutate_median(mutation);
+        case kBlend:
+            return mutate_blend(mutation);
     }
 }
 

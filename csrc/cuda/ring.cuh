@@ -30,7 +30,7 @@ __device__ __forceinline__ void move_to_ring(const Rules& rules, const Slots& sl
     const int64_t budget = rules.budget;
     Change change = {0, 0};
     if (chain.kind != Kind::exhausted) {
-        change = move_image<most_warps>(slots.image(final_buffer(chain), slot), slots.seed(chain.row, pixels), pixels,
+        change = move_image<most_warps>(slots.image(chain.current, slot), slots.seed(chain.row, pixels), pixels,
                                         slots.ring_images + place * pixels);
     }
     copy_bytes(slots.traces + slot * budget, slots.ring_traces + place * budget, chain.step);

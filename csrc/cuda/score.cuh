@@ -117,7 +117,7 @@ __device__ __forceinline__ void judge_chain(const Rules& rules, const Slots& slo
                                             const Scored& original, const Scored& compressed, const Enter& enter) {
     const bool is_mutant = chain.status == Status::active;
     const Verdict verdict = make_verdict(original, compressed);
-    uint8_t trace = chain.pending;
+    uint8_t trace = plain_trace(chain);
     __syncwarp();  // from here on lane 0 changes the record
     bool goes_on = false;
     if (lane_index() == 0) goes_on = record_verdict(chain, verdict);

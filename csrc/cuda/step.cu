@@ -76,18 +76,18 @@ __device__ __forceinline__ void write_query(const Rules& rules, const Slots& slo
     const int32_t pixels = rules.shape.size();
     const uint8_t* seed = slots.seed(chain.row, pixels);
     const bool is_seed = chain.status == Status::fresh;
-    const int current = chain.current;
-    copy_bytes(is_seed ? seed : slots.image(current, slot), images, pixels);
+    copy_bytes(is_seed ? seed : slots.image(chain.current, slot), images, pixels);
     uint8_t* query = images;
     if (!is_seed) {
         query += room_for(pixels);
-        if (warp_index() == 0) draw_next(rules, chain, draw);
+        const uint8_t* far = slots.image(chain.bisection.far, slot);
+        if (warp_index() == 0) draw_by_warp(rules, chain, draw);
         __syncthreads();
         mutate_image(
-            {draw, stream_of_next(rules, chain), rules.shape, rules.overflow, rules.linf, images, seed, query});
+            {draw, stream_of_next(rules, chain), rules.shape, rules.overflow, rules.linf, images, seed, far, query});
     }
     __syncthreads();
-    copy_bytes(query, slots.image(is_seed ? current : current ^ 1, slot), pixels);
+    copy_bytes(query, slots.image(is_seed ? chain.current : mutant_buffer(chain), slot), pixels);
     write_input(query, rules.shape, input, slot);
 }
 

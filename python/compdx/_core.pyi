@@ -24,6 +24,7 @@ class Rules:
         skip_identity: bool,
         selection: str,
         acceptance: str,
+        bisect: int,
         coverage: str,
         grid: int,
         threshold_q30: int,

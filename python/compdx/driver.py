@@ -231,7 +231,7 @@ class _Search:
             if self.writer is not None:
                 self.writer.append(outcomes)
             else:
-                self.kept.append(outcomes_to_table(outcomes, ops.OPERATORS))
+                self.kept.append(outcomes_to_table(outcomes, ops.TRACE_NAMES))
             self.taken.clear()
         self.committed = time.perf_counter()
 
@@ -306,7 +306,7 @@ class _Search:
         if self.writer is not None:
             findings = read_run(self.writer.directory).findings()
         else:
-            ended = pa.concat_tables(self.kept) if self.kept else outcomes_to_table(self.loop.take(), ops.OPERATORS)
+            ended = pa.concat_tables(self.kept) if self.kept else outcomes_to_table(self.loop.take(), ops.TRACE_NAMES)
             summary = Summary.of(ended, seeds=self.seeds)
             findings = Findings(ended, settings=self.header, summary=summary, shape=self.loop.shape)
         engine = self.engine.description

@@ -31,6 +31,7 @@ NON_FINITE_MODELS = (None, "original", "compressed", "both")  # by the two bits 
 
 TRACE_OPERATOR = 0b0111
 TRACE_ACCEPTED = 0b1000
+TRACE_WEIGHT_SHIFT = 4
 
 SCHEMA = pa.schema(
     {
@@ -47,6 +48,7 @@ SCHEMA = pa.schema(
         "linf": pa.int16(),
         "operators": pa.list_(pa.string()),
         "operator_steps": pa.list_(pa.int32()),
+        "operator_codes": pa.list_(pa.uint8()),
         "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
         "sha256": pa.string(),
         "accepted": pa.int32(),
@@ -94,8 +96,9 @@ class Outcomes:
         l2_squared: int64 ``[M]``, squared distance of image and seed in grey levels.
         linf: uint8 ``[M]``, largest change of a value in grey levels.
         images: uint8 ``[M, C, H, W]``, the image a chain ended on; without meaning for exhausted chains.
-        traces: M uint8 arrays of length ``step``; byte ``s - 1`` belongs to step ``s``: bits 0-2 operator, bit 3
-            accepted. May be empty for exhausted chains and for methods without operators, which give trails.
+        traces: M uint8 arrays of length ``step``; byte ``s - 1`` belongs to step ``s``: bits 0-2 operator
+            (7: a blend), bit 3 accepted, bit 4 of an operator: its mutant became the far image, bits 4-7 of a blend:
+            its weight. May be empty for exhausted chains and for methods without operators, which give trails.
         trails: The pictures of every chain, from methods that keep them; ``None`` from the others.
 
     Raises:
@@ -292,7 +295,7 @@ class Findings:
     @classmethod
     def of(cls, outcomes: Outcomes, *, settings: Mapping[str, Any], seeds: int, occupancy: float) -> Findings:
         """The findings of a search without a driver: ended chains, out of so many seeds."""
-        table = outcomes_to_table(outcomes, ops.OPERATORS)
+        table = outcomes_to_table(outcomes, ops.TRACE_NAMES)
         summary = Summary.of(table, seeds=seeds, occupancy=occupancy)
         return cls(table, settings=settings, summary=summary, shape=outcomes.shape)
 
@@ -386,11 +389,17 @@ class Findings:
         except KeyError as error:
             msg = f"the settings of these findings must hold {error} for a replay"
             raise ValueError(msg) from error
-        index, operators, steps = (self.table[c][row].as_py() for c in ("seed_index", "operators", "operator_steps"))
-        origin = seeds.images[seeds.locate(index)]
-        image = origin
-        for name, step in zip(operators, steps, strict=True):
-            image = ops.apply(image, name, seed=run_seed, index=index, step=step, origin=origin, **how)
+        index, operators, steps, codes = (
+            self.table[c][row].as_py() for c in ("seed_index", "operators", "operator_steps", "operator_codes")
+        )
+        image = current = far = origin = seeds.images[seeds.locate(index)]
+        for name, step, code in zip(operators, steps, codes or [TRACE_ACCEPTED] * len(steps), strict=True):
+            draw = {"seed": run_seed, "index": index, "step": step}
+            if name == ops.TRACE_NAMES[-1]:
+                image = ops.blend(current, far, code >> TRACE_WEIGHT_SHIFT, **draw)
+            else:
+                image = ops.apply(current, name, origin=origin, **draw, **how)
+            current, far = (image, far) if code & TRACE_ACCEPTED else (current, image)
         return np.array(image[0])
 
     def save(self, directory: str | os.PathLike[str]) -> None:
@@ -483,7 +492,7 @@ def outcomes_to_table(outcomes: Outcomes, operators: Sequence[str]) -> pa.Table:
 
     Args:
         outcomes: Ended chains.
-        operators: Names of the operators, in the order of their codes.
+        operators: Names of the operators, in the order of their codes in a trace.
     """
     found = outcomes.kind != EXHAUSTED
     steps = [_steps_to(trace) if f else np.empty(0, np.int64) for trace, f in zip(outcomes.traces, found, strict=True)]
@@ -491,6 +500,7 @@ def outcomes_to_table(outcomes: Outcomes, operators: Sequence[str]) -> pa.Table:
         [operators[code & TRACE_OPERATOR] for code in trace[kept - 1]]
         for trace, kept in zip(outcomes.traces, steps, strict=True)
     ]
+    codes = [trace[kept - 1] for trace, kept in zip(outcomes.traces, steps, strict=True)]
     images = [
         {"bytes": _encode_png(image), "path": image_name(index)} if f else None
         for image, index, f in zip(outcomes.images, outcomes.seed_index.tolist(), found, strict=True)
@@ -505,6 +515,7 @@ def outcomes_to_table(outcomes: Outcomes, operators: Sequence[str]) -> pa.Table:
         "linf": pa.array(outcomes.linf.astype(np.int16), mask=~found),
         "operators": names,
         "operator_steps": steps,
+        "operator_codes": codes,
         "image": images,
         "sha256": hashes,
         "non_finite": [NON_FINITE_MODELS[bits & 3] for bits in outcomes.non_finite],
@@ -544,8 +555,8 @@ def _check_array(name: str, value: Any, dtype: type[np.generic], rank: int, coun
 
 
 def _steps_to(trace: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """Numbers of the steps that lead to the last image: the accepted ones, then the last, accepted or not."""
-    kept = np.flatnonzero(trace[:-1] & TRACE_ACCEPTED) + 1
+    """Numbers of the steps that lead to the last image: those whose mutant was kept, then the last, kept or not."""
+    kept = np.flatnonzero(trace[:-1] > TRACE_OPERATOR) + 1  # of a rejected mutant, all other bits are 0
     return np.append(kept, len(trace)) if len(trace) else kept
 
 

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from compdx.findings import SCHEMA, Findings, Outcomes, Summary, one_row_a_seed, outcomes_to_table
-from compdx.ops import OPERATORS
+from compdx.ops import TRACE_NAMES
 
 if TYPE_CHECKING:
     from compdx.seeds import Seeds
@@ -42,6 +42,7 @@ _LOCK = "lock"
 _PART = re.compile(r"part-(\d{6,})\.parquet")
 _CHECKPOINT = re.compile(r"checkpoint-(\d{6,})\.npz")
 _TEMPORARY = ".tmp"
+_LATER_COLUMNS = ("operator_codes", "pictures")  # null for parts that were written before there were such columns
 _MAY_DIFFER = (
     "compdx",
     "versions",
@@ -192,7 +193,7 @@ class RunWriter:
         if outcomes.shape != expected:
             msg = f"outcomes must have images of the shape of the seeds, {expected}, got {outcomes.shape}"
             raise ValueError(msg)
-        self.append_table(outcomes_to_table(outcomes, OPERATORS))
+        self.append_table(outcomes_to_table(outcomes, TRACE_NAMES))
 
     def append_table(self, table: pa.Table) -> None:
         """Commit rows of `compdx.findings.SCHEMA` as the next part; nothing is written for no rows."""
@@ -466,10 +467,11 @@ def _read_part(path: Path) -> pa.Table:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check_format(path, (file.schema_arrow.metadata or {}).get(b"compdx.format"))
-            known = [name for name in SCHEMA.names if name != "pictures" or name in file.schema_arrow.names]
+            missing = [name for name in _LATER_COLUMNS if name not in file.schema_arrow.names]
+            known = [name for name in SCHEMA.names if name not in missing]
             table = file.read(columns=known).replace_schema_metadata(None)
-        if "pictures" not in table.column_names:  # written before methods kept their pictures
-            table = table.append_column("pictures", pa.nulls(table.num_rows, SCHEMA.field("pictures").type))
+        for name in missing:
+            table = table.append_column(name, pa.nulls(table.num_rows, SCHEMA.field(name).type))
         table = table.set_column(1, "kind", table["kind"].cast(pa.string()))
         return table.select(SCHEMA.names).cast(_empty_table().schema)
     except (pa.ArrowException, OSError, KeyError) as error:

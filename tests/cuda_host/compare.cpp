@@ -69,7 +69,7 @@ struct Search {
         const size_t pixels = s.rules.shape.size();
         const size_t element = s.input.element_size();
         chains = Array<Chain>(s.chains);
-        images = Array<uint8_t>(2 * s.chains * s.pitch);
+        images = Array<uint8_t>(buffers_of(s.rules) * s.chains * s.pitch);
         traces = Array<uint8_t>(s.chains * s.rules.budget);
         const size_t states = s.rules.capacity * 2 * s.classes * sizeof(uint16_t);
         const bool tags = s.rules.coverage == Coverage::hash;
@@ -208,6 +208,7 @@ void searches() {
             s.rules.skip_identity = variant == 3;
             s.rules.selection = static_cast<Selection>(variant % 3);
             s.rules.acceptance = static_cast<Acceptance>(number % 4);
+            s.rules.bisect = number % 2 == 0 ? 0 : 1 + number % 4;
             s.rules.coverage = static_cast<Coverage>(variant % 2);
             s.rules.grid = 10;
             s.rules.threshold = 1u << 24;
@@ -254,7 +255,7 @@ void append(Bytes& bytes, const void* from, size_t count) {
     bytes.insert(bytes.end(), begin, begin + count);
 }
 
-// All that belongs to the chains at work: record, trace, both images as far as they count, set of states, the models' input.
+// All that belongs to the chains at work: record, trace, images as far as they count, set of states, the models' input.
 ByIdentity chains_at_work(Search& search) {
     const Rules& rules = search.settings.rules;
     const Slots slots = search.slots();
@@ -270,7 +271,8 @@ ByIdentity chains_at_work(Search& search) {
         append(all, slots.image(chain.current, slot), pixels);
         append(all, search.input.data() + slot * bytes, bytes);
         if (chain.status == Status::fresh) continue;
-        append(all, slots.image(chain.current ^ 1, slot), pixels);
+        append(all, slots.image(mutant_buffer(chain), slot), pixels);
+        if (bisects(chain)) append(all, slots.image(chain.bisection.far, slot), pixels);
         const uint32_t* tags = static_cast<const uint32_t*>(slots.coverage) + slot * table_words(rules.capacity);
         for (uint32_t place = 0; place < rules.capacity; ++place) {
             const uint32_t tag = is_taken(tags + rules.capacity, place) ? tags[place] : 0;
@@ -280,8 +282,8 @@ ByIdentity chains_at_work(Search& search) {
     return found;
 }
 
-// What lies in the ring unread: record, trace, the image of those that have one.
-void read_ring(Search& search, ByIdentity& read) {
+// What lies in the ring unread: record, trace, the image of those that have one. Counts the steps that were blends.
+void read_ring(Search& search, ByIdentity& read, int64_t& blends) {
     const Rules& rules = search.settings.rules;
     const Slots slots = search.slots();
     for (; slots.counters->consumed < slots.counters->ended; ++slots.counters->consumed) {
@@ -293,7 +295,9 @@ void read_ring(Search& search, ByIdentity& read) {
             differences += 1;
         }
         append(all, &chain, sizeof chain);
-        append(all, slots.ring_traces + place * rules.budget, chain.step);
+        const uint8_t* trace = slots.ring_traces + place * rules.budget;
+        append(all, trace, chain.step);
+        blends += std::count_if(trace, trace + chain.step, [](uint8_t byte) { return (byte & 7) == kBlend; });
         if (chain.kind == Kind::exhausted) continue;
         append(all, slots.ring_images + place * rules.shape.size(), rules.shape.size());
     }
@@ -325,6 +329,7 @@ void fused(const Settings& settings, int threads, const std::string& name) {
         cpu::mutate(rules, search->slots(), search->model_input(), kOneThread);
     }
     int parked = 0;
+    int64_t cpu_blends = 0, cuda_blends = 0;
     for (int i = 0; cpu.counters.data()->consumed < settings.seeds && differences == 0; ++i) {
         emulator::set_order(static_cast<emulator::Order>(i % 3));
         score_queries(cpu, original, compressed);
@@ -340,8 +345,8 @@ void fused(const Settings& settings, int threads, const std::string& name) {
             parked += cuda.chains.data()[slot].status == Status::ended;
         }
         if (i % 8 < 5) continue;
-        read_ring(cpu, cpu_read);
-        read_ring(cuda, cuda_read);
+        read_ring(cpu, cpu_read, cpu_blends);
+        read_ring(cuda, cuda_read, cuda_blends);
     }
     compare(name + ", ended chains", cpu_read, cuda_read);
     for (const auto* bytes :
@@ -350,7 +355,7 @@ void fused(const Settings& settings, int threads, const std::string& name) {
     }
     check_guard(name, cuda.chains);
     check_guard(name, cuda.ring_chains);
-    std::printf("%s: parked %d\n", name.c_str(), parked);
+    std::printf("%s: parked %d, blends %ld\n", name.c_str(), parked, static_cast<long>(cuda_blends));
 }
 
 void steps_in_one() {
@@ -369,6 +374,7 @@ void steps_in_one() {
                 s.rules.skip_identity = number % 4 == 3;
                 s.rules.selection = static_cast<Selection>(number % 3);
                 s.rules.acceptance = static_cast<Acceptance>(number % 4);
+                s.rules.bisect = number % 5 < 2 ? 0 : 2 * (number % 5);
                 s.rules.coverage = number % 11 == 10 ? Coverage::nearest : Coverage::hash;
                 s.rules.grid = 10;
                 s.rules.threshold = 1u << 24;
@@ -446,12 +452,12 @@ void operators(const Shape& shape, int64_t count) {
         steps[i] = static_cast<uint32_t>(1 + random_below(1000));
     }
     int variant = 0;
-    for (int op = 0; op < kOperators; ++op) {
+    for (int op = 0; op <= kBlend; ++op) {
         for (const int size : {-1, 0, 1, 2, 3, 4, 5, 7, 9}) {
             const bool is_point = op == kAdditive || op == kSaltPepper || op == kMultiplicative;
-            if (size >= 0 &&
-                (is_point || (op == kBox && (size < 1 || size > 5)) || (op > kBox && (size % 2 == 0 || size > 7))))
-                continue;
+            const bool is_blur = op == kBox ? size >= 1 && size <= 5 : op > kBox && size % 2 == 1 && size <= 7;
+            const bool fits = op == kBlend ? size > 0 : (size < 0 || op == kPixel || (!is_point && is_blur));
+            if (!fits) continue;
             for (int overflow = 0; overflow < 2; ++overflow, ++variant) {
                 Array<uint8_t> cpu(count * pixels), cuda(count * pixels);
                 emulator::set_order(static_cast<emulator::Order>(variant % 3));

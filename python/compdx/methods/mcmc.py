@@ -35,6 +35,9 @@ class MCMC:
             in the model where they are closest; DiffChaser's fitness), ``"improve"`` (difference of the confidences
             plus novelty does not fall; DFlare's paper), ``"change"`` (the difference moved by more than 0.001, or the
             state is new; DFlare's published code), ``"always"``, ``"never"``.
+        bisect: queries, 0..255, that are spent between the current image and a mutant on which both models agree on
+            another label than the seed's, each on a blend of the two that lies where the boundary should be; 0 puts
+            such a mutant to the acceptance rule like any other, as paper and published code do.
         coverage: when an output state is new: ``"hash"`` (its cell of a grid has not been seen) or ``"nearest"``
             (squared distance to every seen state above ``threshold``: the published code).
         grid: cells per unit of probability, for ``"hash"``.
@@ -50,6 +53,7 @@ class MCMC:
     budget: int = 1000
     selection: str = "metropolis"
     acceptance: str = "margin"
+    bisect: int = 12
     coverage: str = "hash"
     grid: int = 20
     threshold: float = 0.5
@@ -68,6 +72,7 @@ class MCMC:
             budget=budget,
             selection="rank",
             acceptance="change",
+            bisect=0,
             coverage="nearest",
             overflow="wrap",
             skip_identity=False,

@@ -13,7 +13,7 @@ from compdx.ops.chains import ACTIVE, CHAIN, ENDED, FRESH, IDLE, Chains, Rules, 
 from compdx.ops.gradient import Descent, Verdicts, descend, verdicts
 from compdx.ops.inputs import Normalizer, normalize
 from compdx.ops.neurons import count_covered, cover, select_neurons
-from compdx.ops.operators import OPERATORS, apply, philox
+from compdx.ops.operators import OPERATORS, TRACE_NAMES, apply, blend, philox
 
 __all__ = [
     "ACTIVE",
@@ -22,6 +22,7 @@ __all__ = [
     "FRESH",
     "IDLE",
     "OPERATORS",
+    "TRACE_NAMES",
     "Chains",
     "Descent",
     "Normalizer",
@@ -29,6 +30,7 @@ __all__ = [
     "Verdicts",
     "apply",
     "available_isas",
+    "blend",
     "build_info",
     "count_covered",
     "cover",

@@ -68,6 +68,8 @@ CHAIN = np.dtype(
     ]
 )
 IDLE, FRESH, ACTIVE, ENDED = range(4)
+# What is in the place of l2_squared until the chain ends.
+BISECTION = np.dtype([("far_margin", np.uint32), ("far", np.uint8), ("left", np.uint8), ("unused", np.uint16)])
 
 _SAVED = ("chains", "images", "traces", "coverage")
 
@@ -90,6 +92,7 @@ class Rules:
         skip_identity: never draw an operator that changes nothing.
         selection: law of the next operator: ``"metropolis"``, ``"rank"`` or ``"uniform"``; section 3.
         acceptance: ``"margin"``, ``"improve"``, ``"change"``, ``"always"`` or ``"never"``; section 4.
+        bisect: blends that are tried after a mutant beyond the boundary, 0..255; section 4.
         coverage: when an output state is new: ``"hash"`` or ``"nearest"``; section 4.
         grid: cells per unit of probability for ``"hash"``, 1..32768.
         threshold: squared distance for ``"nearest"``, above 0 and below 4.
@@ -108,6 +111,7 @@ class Rules:
     skip_identity: bool = True
     selection: str = "metropolis"
     acceptance: str = "margin"
+    bisect: int = 12
     coverage: str = "hash"
     grid: int = 20
     threshold: float = 0.5
@@ -126,6 +130,7 @@ class Rules:
         one_of("compressed_scores", self.compressed_scores, ("logits", "probabilities"))
         check_flag("skip_identity", self.skip_identity)
         within("budget", self.budget, 1, (1 << 31) - 1)
+        within("bisect", self.bisect, 0, 255)
         within("grid", self.grid, 1, 1 << 15)
         if self.linf is not None:
             within("linf", self.linf, 0, 255)
@@ -150,6 +155,11 @@ class Rules:
             return 64
         return min(max(1 << (2 * self.budget - 1).bit_length(), 16), 1 << 16)
 
+    @property
+    def buffers(self) -> int:
+        """Images that a slot holds: the current one, the mutant, and the far end of a bisection."""
+        return 3 if self.bisect else 2
+
     def native(self) -> Any:
         return _core.Rules(
             seed=self.seed,
@@ -160,6 +170,7 @@ class Rules:
             skip_identity=self.skip_identity,
             selection=self.selection,
             acceptance=self.acceptance,
+            bisect=self.bisect,
             coverage=self.coverage,
             grid=self.grid,
             threshold_q30=math.floor(self.threshold * _ONE_Q30),
@@ -235,8 +246,8 @@ class Chains:
         self._queue_length = len(queue)
         # csrc/core/coverage.h: a tag for each place, then a bit for each.
         table = rules.places + (rules.places + 31) // 32 if rules.coverage == "hash" else 0
-        per_chain = (1 + ring) * (CHAIN.itemsize + rules.budget) + 2 * self._pitch + ring * math.prod(rules.shape)
-        per_chain += 4 * table
+        per_chain = (1 + ring) * (CHAIN.itemsize + rules.budget) + rules.buffers * self._pitch + 4 * table
+        per_chain += ring * math.prod(rules.shape)
         self._consumed = 0  # what the host has read; the counter of this name follows it on the device
         self._classes = 0
         backend = self._backend
@@ -245,7 +256,7 @@ class Chains:
         with self._affordable(per_chain):
             self._arrays: dict[str, Any] = {
                 "chains": backend.put(idle),
-                "images": backend.zeros((2, count, self._pitch), np.uint8),
+                "images": backend.zeros((rules.buffers, count, self._pitch), np.uint8),
                 "traces": backend.zeros((count, rules.budget), np.uint8),
                 "coverage": backend.zeros((count, table), np.uint32),
                 "counters": backend.put(np.zeros(1, COUNTERS)),
@@ -387,7 +398,14 @@ class Chains:
         sound = (row >= 0) & (row < self._seed_count)
         sound &= known[np.where(sound, row, 0)] == records["seed_index"]
         sound &= (records["status"] == FRESH) | (records["status"] == ACTIVE)
-        sound &= (records["current"] <= 1) & (records["last_operator"] <= len(OPERATORS))
+        bisection = np.ascontiguousarray(records["l2_squared"]).view(BISECTION)
+        last_buffer = self.rules.buffers - 1
+        sound &= (records["current"] <= last_buffer) & (records["last_operator"] <= len(OPERATORS))
+        sound &= (bisection["far"] <= 2) & (bisection["far"] != records["current"])
+        sound &= 3 - records["current"] - bisection["far"] <= last_buffer  # the mutant's
+        sound &= (bisection["left"] <= self.rules.bisect) & (
+            (bisection["left"] == 0) | (bisection["far"] <= last_buffer)
+        )
         sound &= (records["step"] < self.rules.budget) & (records["reserved"] == 0)
         if not sound.all():
             msg = f"state['chains']: expected chains under way on these seeds, but {int((~sound).sum())} are not"

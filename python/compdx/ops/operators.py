@@ -13,6 +13,9 @@ from compdx.ops.backend import Host, backend_for
 from compdx.ops.checks import as_images, as_integers, check_flag, check_seed, device_of, integer, like, one_of, within
 
 OPERATORS = ("additive", "salt_pepper", "multiplicative", "pixel", "box", "gaussian", "median")
+TRACE_NAMES = (*OPERATORS, "blend")
+"""What made a mutant, by its code in a trace: an operator, or the bisection of docs/arithmetic.md section 4."""
+BLEND_STEPS = 16
 
 _SIZES = {"pixel": range(10), "box": range(1, 6), "gaussian": (1, 3, 5, 7), "median": (1, 3, 5, 7)}
 MAX_INDEX = 1 << 56
@@ -91,29 +94,80 @@ def apply(
     array = as_images("images", images)
     one_of("operator", operator, OPERATORS)
     one_of("overflow", overflow, ("clip", "wrap"))
-    check_seed(seed)
     check_flag("skip_identity", skip_identity)
     if size is not None and integer("size", size) not in _SIZES.get(operator, ()):
         allowed = ", ".join(map(str, _SIZES.get(operator, ()))) or "none (this operator has no size)"
         msg = f"size: expected one of {allowed} for {operator!r}, got {size}"
         raise ValueError(msg)
+    how = {"overflow": overflow, "linf": -1 if linf is None else linf, "skip_identity": skip_identity}
+    origins = array if linf is None else _origin(array, origin, linf)
+    out = _applied(array, origins, operator, -1 if size is None else size, seed, index, step, threads, isa, **how)
+    return like(images, out)
+
+
+def blend(
+    near: Any,
+    far: Any,
+    weight: int,
+    *,
+    seed: int = 0,
+    index: Any = None,
+    step: Any = 1,
+    threads: int | None = None,
+    isa: str | None = None,
+) -> Any:
+    """Return images that lie between two others, as a bisection tries them (docs/arithmetic.md sections 2 and 4).
+
+    Args:
+        near: uint8 ``[N, C, H, W]``; any DLPack array, CPU or CUDA.
+        far: uint8 ``[N, C, H, W]`` or ``[1, C, H, W]`` on the same device.
+        weight: sixteenths of the way from ``near`` to ``far``, 1..15. Values that fall between two grey levels are
+            rounded up or down at random, each value for itself.
+        seed, index, step: as for ``apply``.
+        threads, isa: CPU only; they change the speed, not the result.
+
+    Returns:
+        uint8 ``[N, C, H, W]``, as ``apply`` returns it; every value between those of ``near`` and ``far``.
+
+    Randomness: a pure function of (seed, index, step), see docs/arithmetic.md section 1.
+    Device: that of ``near``; asynchronous on CUDA, on PyTorch's current stream.
+    Errors: TypeError or ValueError that name the argument.
+    """
+    array = as_images("near", near)
+    others = _beside(array, far, "far")
+    within("weight", weight, 1, BLEND_STEPS - 1)
+    out = _applied(
+        array, others, "blend", weight, seed, index, step, threads, isa, overflow="clip", linf=-1, skip_identity=True
+    )
+    return like(near, out)
+
+
+def _applied(
+    array: Any,
+    origins: Any,
+    operator: str,
+    size: int,
+    seed: int,
+    index: Any,
+    step: Any,
+    threads: int | None,
+    isa: str | None,
+    **how: Any,
+) -> Any:
+    check_seed(seed)
     count = int(array.shape[0])
     backend = backend_for(device_of(array), threads, isa)
     indices = backend.put(
         _per_image("index", np.arange(count) if index is None else index, count, np.uint64, MAX_INDEX)
     )
     steps = backend.put(_per_image("step", step, count, np.uint32, 1 << 32))
-    origins = array if linf is None else _origin(array, origin, linf)
     out = backend.zeros(tuple(array.shape), np.uint8)
     backend.call(
         "apply",
         operator=operator,
-        size=-1 if size is None else size,
+        size=size,
         seed=seed,
         shape=tuple(map(int, array.shape[1:])),
-        overflow=overflow,
-        linf=-1 if linf is None else linf,
-        skip_identity=skip_identity,
         count=count,
         images=backend.view(array),
         indices=backend.view(indices),
@@ -121,8 +175,9 @@ def apply(
         origins=backend.view(origins),
         origin_count=int(origins.shape[0]),
         out=backend.view(out),
+        **how,
     )
-    return like(images, out)
+    return out
 
 
 def _origin(array: Any, origin: Any, linf: int) -> Any:
@@ -130,14 +185,19 @@ def _origin(array: Any, origin: Any, linf: int) -> Any:
     if origin is None:
         msg = "origin: expected the seed images, which linf= is measured from; got None"
         raise ValueError(msg)
-    origins = as_images("origin", origin)
-    if tuple(origins.shape[1:]) != tuple(array.shape[1:]) or origins.shape[0] not in (1, array.shape[0]):
-        msg = f"origin: expected shape {tuple(array.shape)} or 1 image of it, got {tuple(origins.shape)}"
+    return _beside(array, origin, "origin")
+
+
+def _beside(array: Any, other: Any, name: str) -> Any:
+    """Images that belong to those of the array, one to each or one to all."""
+    others = as_images(name, other)
+    if tuple(others.shape[1:]) != tuple(array.shape[1:]) or others.shape[0] not in (1, array.shape[0]):
+        msg = f"{name}: expected shape {tuple(array.shape)} or 1 image of it, got {tuple(others.shape)}"
         raise ValueError(msg)
-    if device_of(origins) != device_of(array):
-        msg = f"origin: expected device {device_of(array)}, got {device_of(origins)}"
+    if device_of(others) != device_of(array):
+        msg = f"{name}: expected device {device_of(array)}, got {device_of(others)}"
         raise ValueError(msg)
-    return origins
+    return others
 
 
 def _per_image(name: str, value: Any, count: int, dtype: type[np.generic], limit: int) -> npt.NDArray[Any]:
