@@ -157,6 +157,7 @@ def methods(budget: int) -> dict[str, compdx.MCMC]:
         "artifact": artifact,
         "default": default,
         "artifact, clip": replace(artifact, overflow="clip"),
+        "default, no bisection": replace(default, bisect=0),
         "default, identity draws": replace(default, skip_identity=False),
         "default, wrap": replace(default, overflow="wrap"),
         "default, uniform choice": replace(default, selection="uniform"),

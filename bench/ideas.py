@@ -1,11 +1,12 @@
 """Ideas that may lower the queries per finding, each beside the search without it: queries, success, L2, intervals.
 
-    python -m bench.ideas --data DIR [--pairs digits lenet5 resnet20] [--seeds 100] [--repeats 5] [--budget 1000]
+    python -m bench.ideas --data DIR [--pairs digits lenet5 resnet20 ...] [--seeds 100] [--repeats 5] [--budget 1000]
 
 Pairs: the network of `compdx demo`, LeNet-5 on MNIST (trained here, or read from --lenet5) and the ResNet-20 for
-CIFAR-10 that comes with compdx, each against its own int8 version. DIR holds `mnist/` and `cifar10/` as Parquet;
-without it, the pair is `digits` alone. Ideas that are settings run in compdx. The others run in `Trial`, the same chain
-in NumPy with a switch for each of them, and are compared with `Trial` without any; it draws other random numbers.
+CIFAR-10 that comes with compdx, each against its own int8 version; and, as a pair that hardly ever deviates, LeNet-5
+against itself with weights in bfloat16. DIR holds `mnist/` and `cifar10/` as Parquet; without it, the pair is `digits`
+alone. Ideas that are settings run in compdx. The others run in `Trial`, the same chain in NumPy with a switch for each
+of them, and are compared with `Trial` without any; it draws other random numbers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ SAMPLE_SEED = 0  # which images are searched
 CALIBRATION_IMAGES = 256
 PRIOR_SEEDS = 50  # of their own, which are not searched
 CHUNK = 256
-PAIRS = ("digits", "lenet5", "resnet20")
+PAIRS = ("digits", "lenet5", "resnet20", "lenet5-bfloat16")
 
 
 # ---- pairs ----------------------------------------------------------------------------------------------------------
@@ -43,18 +45,20 @@ def load(name: str, data: Path | None, weights: Path | None) -> tuple[compdx.Pai
     if name == "digits":
         training, test = zoo.read_data("digits")
         return demo.make_pair(training, epochs=8), test
-    folder = {"lenet5": "mnist", "resnet20": "cifar10"}[name]
-    training, test = zoo.read_data(data / folder)
+    training, test = zoo.read_data(data / ("cifar10" if name == "resnet20" else "mnist"))
     if name == "resnet20":
         network = zoo.pretrained("resnet20-cifar10")
     elif weights is not None:
         network = zoo.load(weights)
     else:
         with tempfile.TemporaryDirectory() as out:
-            network = zoo.train_network(name, (training, test), out, recipe=Recipe(epochs=3))
-    small = compress.quantize(network.network, training.select(slice(CALIBRATION_IMAGES)), inputs=network.inputs)
+            network = zoo.train_network("lenet5", (training, test), out, recipe=Recipe(epochs=3))
+    if name == "lenet5-bfloat16":
+        small = compress.half(network.network).twin  # rounded weights; the arithmetic stays in float32
+    else:
+        small = compress.quantize(network.network, training.select(slice(CALIBRATION_IMAGES)), inputs=network.inputs)
     preprocessing = {"mean": network.inputs.mean, "std": network.inputs.std, "bounds": network.inputs.bounds}
-    return compdx.Pair(network.model(), compdx.Model(small, name=f"{name} int8", **preprocessing)), test
+    return compdx.Pair(network.model(), compdx.Model(small, name=f"{name} compressed", **preprocessing)), test
 
 
 def in_chunks(pair: compdx.Pair) -> Scores:
@@ -231,7 +235,7 @@ def in_compdx(pair: compdx.Pair, seeds: compdx.Seeds, method: compdx.MCMC, repea
     """The same figures of `compdx.search`."""
     columns = []
     for run_seed in range(repeats):
-        ended = compdx.search(pair, seeds, method=method, chains=32, seed=run_seed, progress=False).ended
+        ended = compdx.search(pair, seeds, method=method, seed=run_seed, progress=False).ended
         kinds = np.array(ended["kind"].to_pylist())
         found = np.isin(kinds, ("effective", "invalid"))
         l2 = np.where(found, ended["l2"].to_numpy(zero_copy_only=False).astype(float), np.nan)
@@ -285,13 +289,14 @@ def settings(budget: int) -> dict[str, compdx.MCMC]:
     plain, default = compdx.MCMC(budget=budget, bisect=0), compdx.MCMC(budget=budget)
     return {
         "plain": plain,
+        "bisect 12 (default)": default,
+        "bisect 4": replace(default, bisect=4),
+        "bisect 8": replace(default, bisect=8),
+        "bisect 24": replace(default, bisect=24),
         "plain, identity draws": replace(plain, skip_identity=False),
         "plain, uniform choice": replace(plain, selection="uniform"),
         "plain, rank": replace(plain, selection="rank"),
-        "bisect 4": replace(default, bisect=4),
-        "bisect 8": replace(default, bisect=8),
-        "bisect 12 (default)": default,
-        "bisect 24": replace(default, bisect=24),
+        "plain, improve": replace(plain, acceptance="improve"),
         "bisect 12, uniform choice": replace(default, selection="uniform"),
         "bisect 12, improve": replace(default, acceptance="improve"),
         "bisect 12, always": replace(default, acceptance="always"),
@@ -316,8 +321,15 @@ def learned(scores: Scores, seeds: compdx.Seeds, budget: int, mutants: int) -> A
     return np.rint(np.stack([credit, total]) * (mutants / total.sum())).astype(int)
 
 
-def compare(name: str, options: argparse.Namespace, count: int, repeats: int, budget: int) -> dict[str, Any]:
-    """All figures of one pair."""
+def compare(
+    name: str,
+    options: argparse.Namespace,
+    count: int,
+    repeats: int,
+    budget: int,
+    save: Callable[[dict[str, Any]], None],
+) -> None:
+    """All figures of one pair, saved after every idea."""
     pair, images = load(name, options.data, options.lenet5)
     scores = in_chunks(pair)
     order = np.random.default_rng(SAMPLE_SEED).permutation(len(images))[: 3 * (count + PRIOR_SEEDS)]
@@ -332,6 +344,7 @@ def compare(name: str, options: argparse.Namespace, count: int, repeats: int, bu
         bases[what] = runs
         report[kind][what] = {"base": base, **figures(runs, bases[base])}
         show(name, what, report[kind][what])
+        save(report)
 
     for what, method in settings(budget).items():
         if options.only is None or any(word in what for word in options.only) or what == "plain":
@@ -348,7 +361,13 @@ def compare(name: str, options: argparse.Namespace, count: int, repeats: int, bu
             if options.only is None or any(word in what for word in options.only) or what == prefix:
                 prior = learned(scores, others, budget, idea.prior) if idea.prior else np.zeros((2, 7), int)
                 note("trials", what, prefix, Trial(scores, seeds, repeats, budget, idea, prior).run())
-    return report
+
+
+def keep(path: Path | None, name: str, report: dict[str, Any]) -> None:
+    """Write the record. The pairs are far apart in cost, so each may have a run of its own: it keeps the others."""
+    if path is not None:
+        others = json.loads(path.read_text(encoding="utf-8"))["pairs"] if path.exists() else {}
+        record("ideas", {"pairs": others | {name: report}}, path)
 
 
 def show(pair: str, name: str, row: dict[str, Any]) -> None:
@@ -381,13 +400,9 @@ def main() -> None:
         parser.error("these pairs need --data")
 
     torch.set_num_threads(1)
+    path = options.out or (None if options.smoke else RESULTS / "ideas.json")
     for name in pairs:
-        report = compare(name, options, count, repeats, budget)
-        if not options.smoke or options.out:
-            # The pairs are far apart in cost, so each may have its own run; the record keeps the others.
-            path = options.out or RESULTS / "ideas.json"
-            others = json.loads(path.read_text(encoding="utf-8"))["pairs"] if path.exists() else {}
-            record("ideas", {"pairs": others | {name: report}}, path)
+        compare(name, options, count, repeats, budget, partial(keep, path, name))
 
 
 if __name__ == "__main__":
