@@ -129,7 +129,9 @@ def broken_rules(table: Table, record: Table) -> list[str]:
             found += [f"{where}: {counts[label]} of {label}, allowed none" for label in absent if label in counts]
             if name.startswith("step"):
                 ways = {"load_global_16": "reads no image", "store_global_16": "writes no model input"}
-                found += [f"{where}: {what} 16 bytes at a time" for label, what in ways.items() if not counts.get(label)]
+                found += [
+                    f"{where}: {what} 16 bytes at a time" for label, what in ways.items() if not counts.get(label)
+                ]
             if known is None:
                 found.append(f"{where}: not recorded in {RECORD.name}")
                 continue
@@ -149,7 +151,7 @@ def main() -> int:
     parser.add_argument("--record", action="store_true", help=f"write the table to {RECORD.name}")
     arguments = parser.parse_args()
     table = {
-        architecture: {short_name(name): dict(sorted(counts.items())) for name, counts in sorted(kernels.items())}
+        architecture: dict(sorted((short_name(name), dict(sorted(counts.items()))) for name, counts in kernels.items()))
         for architecture, kernels in parse(listing_of(arguments.build)).items()
     }
     if not any(table.values()):
