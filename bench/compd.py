@@ -53,7 +53,7 @@ class Case:
 
 def from_study(directory: Path, data: str) -> Case:
     study = reproduce.open_study(directory, data)
-    scale = study.scale
+    mending = study.mending
     return Case(
         title=study.title,
         pair=study.pair,
@@ -62,9 +62,9 @@ def from_study(directory: Path, data: str) -> Case:
         reported=study.reported,
         train=study.train[0],
         holdout=study.train[1],
-        recipe=scale.repair,
-        limits={"picture_limit": scale.repair_pictures, "train_limit": scale.repair_images},
-        chains=scale.chains,
+        recipe=mending.recipe,
+        limits={"picture_limit": mending.pictures, "train_limit": mending.images},
+        chains=study.scale.chains,
     )
 
 

@@ -25,9 +25,9 @@ TINY = reproduce.Scale(
     train=replace(ONE, epochs=6, rate=0.02),
     prune=ONE,
     quant=ONE,
-    repair=replace(ONE, rate=0.001),
-    repair_pictures=100,
-    repair_images=100,
+    repair=dict.fromkeys(
+        ("prune", "quant"), reproduce.Mending(recipe=replace(ONE, rate=0.001), pictures=100, images=100)
+    ),
     chains=10,
 )
 

@@ -9,13 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from compdx.reproduce.protocol import SCALES, Scale, Study
+from compdx.reproduce.protocol import SCALES, Mending, Scale, Study
 from compdx.reproduce.stages import SETTINGS, Stages
 from compdx.reproduce.tables import render
 from compdx.seeds import Seeds
 from compdx.training import Recipe
 
-__all__ = ["SCALES", "Scale", "Study", "compd", "open_study", "render", "scale_named"]
+__all__ = ["SCALES", "Mending", "Scale", "Study", "compd", "open_study", "render", "scale_named"]
 
 
 def compd(
@@ -72,8 +72,10 @@ def open_study(out: str | os.PathLike[str], data: str | os.PathLike[str] | tuple
     """
     settings = json.loads((Path(out) / SETTINGS).read_text(encoding="utf-8"))
     scale = settings["scale"]
-    for name in ("train", "prune", "quant", "repair"):
+    for name in ("train", "prune", "quant"):
         scale[name] = Recipe(**scale[name])
+    for scheme, mending in scale["repair"].items():
+        scale["repair"][scheme] = Mending(**{**mending, "recipe": Recipe(**mending["recipe"])})
     return _study(
         data,
         Path(out),
