@@ -2,14 +2,17 @@
 
     python -m bench.compd coverage --study DIR --data DATA [--seeds 1000] [--repeats 5]
     python -m bench.compd repair --study DIR --data DATA [--variants paper consistency] [--repeats 3]
+    python -m bench.compd tables --study DIR
 
-``--study`` is a directory that ``compdx reproduce compd`` wrote, ``--data`` the data it was given. Intervals are 95 %
+``--study`` is a directory that ``compdx reproduce compd`` wrote, ``--data`` the data it was given; ``tables`` keeps the
+figures of the study itself as a record. Intervals are 95 %
 bootstrap intervals over seeds. ``--smoke`` needs neither: a pruned network for scikit-learn's digits.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -218,7 +221,7 @@ def short(row: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("question", nargs="?", choices=("coverage", "repair"))
+    parser.add_argument("question", nargs="?", choices=("coverage", "repair", "tables"))
     parser.add_argument("--study", type=Path)
     parser.add_argument("--data")
     parser.add_argument("--seeds", type=int, default=1000)
@@ -236,6 +239,16 @@ def main() -> None:
         case = from_digits()
         print(coverage(case, 60, 2, "logit", [1.0])["pair"])
         print(mended(case, ["paper", "iterated with consistency"], 60, 1, 2)["pair"])
+        return
+    if options.question == "tables" and options.study is not None:
+        figures = json.loads((options.study / "tables.json").read_text(encoding="utf-8"))
+        settings = json.loads((options.study / "study.json").read_text(encoding="utf-8"))
+        path = record(
+            f"compd-{figures['model']}-{figures['scheme']}",
+            {"figures": figures, "scale": settings["scale"]},
+            options.out,
+        )
+        path.with_suffix(".md").write_text(reproduce.render(figures), encoding="utf-8")
         return
     if options.question is None or options.study is None or options.data is None:
         parser.error("a question, --study and --data are needed without --smoke")
