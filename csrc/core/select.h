@@ -79,6 +79,11 @@ COMPDX_HD Operator choose_operator(const Rules& rules, const Chain& chain, const
     return static_cast<Operator>(chosen);
 }
 
+// The random numbers of a chain's next mutant.
+COMPDX_HD Stream stream_of_next(const Rules& rules, const Chain& chain) {
+    return {rules.seed, chain.seed_index, chain.step + 1};
+}
+
 // Draws what choose_operator chose, or the next blend.
 COMPDX_HD Draw draw_next(const Rules& rules, const Chain& chain, Operator op, const Stream& stream) {
     if (op == kBlend) return {kBlend, static_cast<int32_t>(blend_weight(chain)), 0, 0};

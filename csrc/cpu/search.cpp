@@ -45,7 +45,7 @@ void mutate_slot(const Rules& rules, const Slots& slots, const Input& input, con
     if (chain.status == Status::fresh) {
         std::memcpy(image, slots.seed(chain.row, pixels), pixels);
     } else if (chain.status == Status::active) {
-        const Stream stream = {rules.seed, chain.seed_index, chain.step + 1};
+        const Stream stream = stream_of_next(rules, chain);
         const Operator op = bisects(chain) ? kBlend : choose_operator(rules, chain, stream);
         const Draw draw = draw_next(rules, chain, op, stream);
         chain.pending = op;

@@ -7,10 +7,6 @@
 
 namespace compdx::cuda {
 
-__device__ __forceinline__ Stream stream_of_next(const Rules& rules, const Chain& chain) {
-    return {rules.seed, chain.seed_index, chain.step + 1};
-}
-
 // One lane ranks one operator, by one whole warp.
 __device__ __forceinline__ Operator choose_operator_by_warp(const Rules& rules, const Chain& chain,
                                                             const Stream& stream) {
