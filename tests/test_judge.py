@@ -11,6 +11,7 @@ import pytest
 
 import compdx
 import oracle
+from compdx import ops
 from stubs import collect, drive, kinds, run
 
 FORMS = ("logits", "probabilities")
@@ -110,6 +111,34 @@ def test_native_labels_and_confidences(k, outputs):
             assert confidence == scores.confidence / oracle.ONE
     assert (outcomes.queries == 1).all()
     assert (outcomes.step == 0).all()
+
+
+@pytest.mark.parametrize("isa", ops.available_isas())
+@pytest.mark.parametrize("k", [2, 15, 16, 17, 40, 257])
+def test_every_instruction_set_reads_a_row_alike(k, isa):
+    """Labels, confidences, margins and states; ties, signed zeros, extremes, and one class that has it all."""
+    rng = np.random.default_rng(k)
+    rows = rng.integers(-3, 4, (64, k)).astype(np.float32)
+    rows[::4] *= np.float32(5.3)
+    rows[1::8] *= np.float32(-0.0)
+    rows[2::8] = rng.choice(np.float32([-3e38, -1e-45, 0.0, 1e-45, 3e38]), rows[2::8].shape)
+    rows[3::8, rng.integers(0, k)] = 100.0
+    read = [oracle.read_scores(row, "logits") for row in rows]
+
+    seen = ops.verdicts(rows, rows, isa=isa)
+    assert seen.labels.tolist() == [[row.label] * 2 for row in read]
+    assert seen.confidences.tolist() == [[row.confidence] * 2 for row in read]
+
+    rules = ops.Rules(shape=(1, 1, 2), budget=2, coverage="nearest", capacity=2)
+    seeds = np.zeros((len(rows), 1, 1, 2), np.uint8)
+    chains = ops.Chains(
+        rules, seeds, identities=np.arange(len(rows)), queue=np.arange(len(rows)), count=len(rows), isa=isa
+    )
+    ops.refill(chains)
+    ops.judge(chains, rows, rows)
+    assert chains.records["best_margin"].tolist() == [row.margin for row in read]
+    states = chains.state()["coverage"].view(np.uint16).reshape(len(rows), 2, 2, k)[:, 0]
+    assert states.tolist() == [[row.state.tolist()] * 2 for row in read]
 
 
 def test_ties_take_the_lowest_index():

@@ -15,11 +15,12 @@ COMPDX_HD uint64_t mix64(uint64_t z) {
     return z ^ (z >> 31);
 }
 
+COMPDX_HD uint32_t state_cell(uint32_t q15, uint32_t grid) { return (q15 * grid + (1u << 14)) >> 15; }
+
 // Contribution of one probability to the hash of a state. A sum of these does not depend on the order of the classes' evaluation.
-COMPDX_HD uint64_t state_term(int model, int k, uint32_t q15, uint32_t grid) {
-    const uint64_t cell = (static_cast<uint64_t>(q15) * grid + (1u << 14)) >> 15;
-    if (cell == 0) return 0;
-    return mix64((static_cast<uint64_t>(model) << 63) ^ (static_cast<uint64_t>(k) << 32) ^ cell);
+COMPDX_HD uint64_t state_term(int model, int k, uint32_t cell) {
+    const uint64_t term = mix64((static_cast<uint64_t>(model) << 63) ^ (static_cast<uint64_t>(k) << 32) ^ cell);
+    return cell == 0 ? 0 : term;
 }
 
 COMPDX_HD uint32_t state_tag(uint64_t hash) {

@@ -9,12 +9,14 @@
 namespace compdx {
 inline namespace COMPDX_ISA_NAMESPACE {
 
-// exp(score - largest) in Q24; relative error 6e-8, absolute 2^-25.
+constexpr uint32_t kLog2eQ31 = 3098164009u;
+
+// exp(score - largest) in Q24; relative error 6e-8, absolute 2^-25. 32 bits are enough at every step.
 COMPDX_HD uint32_t exp_q24(float largest, float score) {
     const float t = largest - score;
     if (!(t < 17.0f)) return 0;
     const uint32_t q27 = static_cast<uint32_t>(t * 134217728.0f);
-    const uint32_t y = static_cast<uint32_t>((static_cast<uint64_t>(q27) * 3098164009u) >> 31);  // log2(e) in Q31
+    const uint32_t y = hi32(q27, kLog2eQ31) << 1 | q27 * kLog2eQ31 >> 31;
     const uint32_t shift = y >> 27;
     const uint32_t fraction = (y & 0x7ffffffu) << 5;
     const uint32_t* c = exp2_coefficients();
@@ -25,7 +27,7 @@ COMPDX_HD uint32_t exp_q24(float largest, float score) {
     q = c[1] - hi32(q, fraction);
     q = c[0] - hi32(q, fraction);
     const uint32_t e = 0x80000000u - (hi32(q, fraction) >> 1);
-    return static_cast<uint32_t>((static_cast<uint64_t>(e) + (1ull << (6 + shift))) >> (7 + shift));
+    return (e + (1u << (6 + shift))) >> (7 + shift);
 }
 
 constexpr uint64_t kOneQ24 = 1ull << 24;
@@ -38,12 +40,13 @@ COMPDX_HD uint32_t softmax_margin_q30(uint32_t exp_second, uint64_t sum) {
     return static_cast<uint32_t>(((kOneQ24 - exp_second) << 30) / sum);
 }
 
-// One division a row instead of one a class; sum >= 2^24, so the result is at most 2^32.
-COMPDX_HD uint64_t softmax_reciprocal(uint64_t sum) { return (1ull << 56) / sum; }
-
-COMPDX_HD uint32_t softmax_q15(uint32_t exp, uint64_t reciprocal) {
-    return static_cast<uint32_t>((exp * reciprocal + (1ull << 40)) >> 41);
+// One division a row instead of one a class, and 32 bits: only a sum of exactly 1 would need one more, and gives the same
+// probabilities, 1 and nothing but zeros, with one less.
+COMPDX_HD uint32_t softmax_reciprocal(uint64_t sum) {
+    return sum == kOneQ24 ? 0xffffffffu : static_cast<uint32_t>((1ull << 56) / sum);
 }
+
+COMPDX_HD uint32_t softmax_q15(uint32_t exp, uint32_t reciprocal) { return (hi32(exp, reciprocal) + (1u << 8)) >> 9; }
 
 COMPDX_HD uint32_t probability_q30(float p) {
     p = p > 0.0f ? p : 0.0f;

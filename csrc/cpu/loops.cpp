@@ -1,14 +1,16 @@
 // Compiled once for each instruction set (COMPDX_ISA_NAMESPACE says which). The arithmetic is core's; here are loops over arrays that
-// compilers turn into SIMD, and the two places where they need help: Philox and the table of the normal law.
+// compilers turn into SIMD, and the places where they need help: Philox, tables, and exponentials in integers.
 //
 // No standard containers or algorithms: their inline functions would be shared between the copies of this file.
 #include "cpu/loops.h"
 
 #if defined(__GNUC__) && !defined(__clang__)
-// GCC 12's own AVX-512 headers trip this warning (their "undefined" vectors are initialised with themselves).
+// GCC 12's own AVX-512 headers trip these warnings (their "undefined" vectors are initialised with themselves).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
+#include <cmath>
 #include <cstring>
 #include <type_traits>
 
@@ -490,44 +492,147 @@ void write_input(const uint8_t* image, const Shape& shape, const Input& input, i
 
 // ---- scores -----------------------------------------------------------------------------------------------------------------------
 
-Scored score(const ScoreTask& task) {
-    const float* scores = task.scores;
-    const int32_t classes = task.classes;
-    Scored scored = {true, 0, 0, 0};
-    uint32_t broken = 0;
-    for (int32_t k = 0; k < classes; ++k) broken |= !is_finite(scores[k]);
-    if (broken != 0) return {false, -1, 0, 0};
-    for (int32_t k = 1; k < classes; ++k) {
-        if (scores[k] > scores[scored.label]) scored.label = k;
+struct Largest {
+    int32_t label;  // the lowest of equals
+    float score;
+    float second;  // of the other classes
+};
+
+#if defined(__AVX512BW__)
+// 16 classes at a time. Compilers take eight times as long: they see neither the products of 32 bits nor the place of a maximum.
+
+template <class Body>
+void for_each_vector(const ScoreTask& task, Body&& body) {
+    for (int32_t first = 0; first < task.classes; first += 16) {
+        const int32_t left = task.classes - first;
+        const __mmask16 lanes = left < 16 ? static_cast<__mmask16>((1u << left) - 1) : static_cast<__mmask16>(0xffff);
+        body(first, lanes, _mm512_maskz_loadu_ps(lanes, task.scores + first));
     }
-    const float largest = scores[scored.label];
-    float second = scores[scored.label == 0 ? 1 : 0];
-    for (int32_t k = 0; k < classes; ++k) {
-        if (k != scored.label && scores[k] > second) second = scores[k];
-    }
-    if (task.kind == Scores::probabilities) {
-        for (int32_t k = 0; k < classes; ++k) {
-            task.state[k] = static_cast<uint16_t>(probability_q15(probability_q30(scores[k])));
+}
+
+bool all_finite(const ScoreTask& task) {
+    __mmask16 broken = 0;
+    for_each_vector(task, [&](int32_t, __mmask16, __m512 x) {
+        broken |= _mm512_fpclass_ps_mask(x, 0x99);  // quiet and signalling NaN, both infinities
+    });
+    return broken == 0;
+}
+
+Largest largest_of(const ScoreTask& task) {
+    const __m512 lowest = _mm512_set1_ps(-INFINITY);
+    __m512 best = lowest;
+    for_each_vector(task, [&](int32_t, __mmask16 lanes, __m512 x) { best = _mm512_mask_max_ps(best, lanes, best, x); });
+    Largest largest = {-1, _mm512_reduce_max_ps(best), 0};
+    best = lowest;
+    for_each_vector(task, [&](int32_t first, __mmask16 lanes, __m512 x) {
+        const __mmask16 equal = _mm512_mask_cmpeq_ps_mask(lanes, x, _mm512_set1_ps(largest.score));
+        if (largest.label < 0 && equal != 0) {
+            largest.label = first + __builtin_ctz(equal);
+            lanes &= static_cast<__mmask16>(~(equal & -equal));
         }
-        scored.confidence = probability_q30(largest);
-        scored.margin = scored.confidence - probability_q30(second);
-        return scored;
+        best = _mm512_mask_max_ps(best, lanes, best, x);
+    });
+    largest.second = _mm512_reduce_max_ps(best);
+    return largest;
+}
+
+inline __m512i high_products(__m512i a, __m512i b) {
+    const __m512i even = _mm512_srli_epi64(_mm512_mul_epu32(a, b), 32);
+    const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), _mm512_srli_epi64(b, 32));
+    return _mm512_mask_blend_epi32(0xaaaa, even, odd);
+}
+
+// exp_q24 of 16 classes; 0 in the other lanes.
+inline __m512i exponentials_q24(__m512 largest, __mmask16 lanes, __m512 scores) {
+    const __m512 t = _mm512_sub_ps(largest, scores);
+    lanes = _mm512_mask_cmp_ps_mask(lanes, t, _mm512_set1_ps(17.0f), _CMP_LT_OQ);
+    const __m512i q27 = _mm512_cvttps_epu32(_mm512_mul_ps(t, _mm512_set1_ps(134217728.0f)));
+    const __m512i log2e = _mm512_set1_epi32(static_cast<int32_t>(kLog2eQ31));
+    const __m512i y = _mm512_or_si512(_mm512_slli_epi32(high_products(q27, log2e), 1),
+                                      _mm512_srli_epi32(_mm512_mullo_epi32(q27, log2e), 31));
+    const __m512i shift = _mm512_srli_epi32(y, 27);
+    const __m512i fraction = _mm512_slli_epi32(y, 5);
+    const uint32_t* c = exp2_coefficients();
+    __m512i q = _mm512_set1_epi32(static_cast<int32_t>(c[5]));
+    for (int i = 4; i >= 0; --i) {
+        q = _mm512_sub_epi32(_mm512_set1_epi32(static_cast<int32_t>(c[i])), high_products(q, fraction));
     }
-    // The exponentials are computed twice rather than stored: K has no bound, and the second pass is not the slow part.
+    const __m512i e = _mm512_sub_epi32(_mm512_set1_epi32(INT32_MIN), _mm512_srli_epi32(high_products(q, fraction), 1));
+    const __m512i half = _mm512_sllv_epi32(_mm512_set1_epi32(1 << 6), shift);
+    return _mm512_maskz_srlv_epi32(lanes, _mm512_add_epi32(e, half), _mm512_add_epi32(shift, _mm512_set1_epi32(7)));
+}
+
+uint64_t sum_exponentials(const ScoreTask& task, float largest) {
+    __m512i sums = _mm512_setzero_si512();
+    for_each_vector(task, [&](int32_t, __mmask16 lanes, __m512 x) {
+        const __m512i e = exponentials_q24(_mm512_set1_ps(largest), lanes, x);
+        sums = _mm512_add_epi64(sums, _mm512_and_si512(e, _mm512_set1_epi64(0xffffffff)));
+        sums = _mm512_add_epi64(sums, _mm512_srli_epi64(e, 32));
+    });
+    return static_cast<uint64_t>(_mm512_reduce_add_epi64(sums));
+}
+
+void store_probabilities(const ScoreTask& task, float largest, uint32_t reciprocal) {
+    for_each_vector(task, [&](int32_t first, __mmask16 lanes, __m512 x) {
+        const __m512i high = high_products(exponentials_q24(_mm512_set1_ps(largest), lanes, x),
+                                           _mm512_set1_epi32(static_cast<int32_t>(reciprocal)));
+        const __m512i q15 = _mm512_srli_epi32(_mm512_add_epi32(high, _mm512_set1_epi32(1 << 8)), 9);
+        _mm512_mask_cvtepi32_storeu_epi16(task.state + first, lanes, q15);
+    });
+}
+#else
+bool all_finite(const ScoreTask& task) {
+    uint32_t broken = 0;
+    for (int32_t k = 0; k < task.classes; ++k) broken |= !is_finite(task.scores[k]);
+    return broken == 0;
+}
+
+Largest largest_of(const ScoreTask& task) {
+    const float* scores = task.scores;
+    int32_t label = 0;
+    for (int32_t k = 1; k < task.classes; ++k) {
+        if (scores[k] > scores[label]) label = k;
+    }
+    float second = scores[label == 0 ? 1 : 0];
+    for (int32_t k = 0; k < task.classes; ++k) {
+        if (k != label && scores[k] > second) second = scores[k];
+    }
+    return {label, scores[label], second};
+}
+
+uint64_t sum_exponentials(const ScoreTask& task, float largest) {
     uint64_t sum = 0;
-    for (int32_t k = 0; k < classes; ++k) sum += exp_q24(largest, scores[k]);
-    const uint64_t reciprocal = softmax_reciprocal(sum);
-    for (int32_t k = 0; k < classes; ++k) {
-        task.state[k] = static_cast<uint16_t>(softmax_q15(exp_q24(largest, scores[k]), reciprocal));
+    for (int32_t k = 0; k < task.classes; ++k) sum += exp_q24(largest, task.scores[k]);
+    return sum;
+}
+
+void store_probabilities(const ScoreTask& task, float largest, uint32_t reciprocal) {
+    for (int32_t k = 0; k < task.classes; ++k) {
+        task.state[k] = static_cast<uint16_t>(softmax_q15(exp_q24(largest, task.scores[k]), reciprocal));
     }
-    scored.confidence = softmax_top_q30(sum);
-    scored.margin = softmax_margin_q30(exp_q24(largest, second), sum);
-    return scored;
+}
+#endif
+
+Scored score(const ScoreTask& task) {
+    if (!all_finite(task)) return {false, -1, 0, 0};
+    const Largest largest = largest_of(task);
+    if (task.kind == Scores::probabilities) {
+        for (int32_t k = 0; k < task.classes; ++k) {
+            task.state[k] = static_cast<uint16_t>(probability_q15(probability_q30(task.scores[k])));
+        }
+        const uint32_t confidence = probability_q30(largest.score);
+        return {true, largest.label, confidence, confidence - probability_q30(largest.second)};
+    }
+    // The exponentials are computed twice rather than stored: K has no bound.
+    const uint64_t sum = sum_exponentials(task, largest.score);
+    store_probabilities(task, largest.score, softmax_reciprocal(sum));
+    const uint32_t margin = softmax_margin_q30(exp_q24(largest.score, largest.second), sum);
+    return {true, largest.label, softmax_top_q30(sum), margin};
 }
 
 uint64_t state_hash(const uint16_t* state, int32_t classes, int model, uint32_t grid) {
     uint64_t hash = 0;
-    for (int32_t k = 0; k < classes; ++k) hash += state_term(model, k, state[k], grid);
+    for (int32_t k = 0; k < classes; ++k) hash += state_term(model, k, state_cell(state[k], grid));
     return hash;
 }
 

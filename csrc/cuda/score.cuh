@@ -48,7 +48,7 @@ __device__ __forceinline__ uint64_t take_state(int32_t classes, int model, uint3
         if (state != nullptr) {
             state[k] = static_cast<uint16_t>(q15);
         } else {
-            hash += state_term(model, k, q15, grid);
+            hash += state_term(model, k, state_cell(q15, grid));
         }
     }
     return warp_sum(hash);
@@ -88,7 +88,7 @@ __device__ __forceinline__ Scored score_row(const float* scores, int32_t classes
     sum = warp_sum(sum);
     uint64_t hash = 0;
     if (with_state) {
-        const uint64_t reciprocal = softmax_reciprocal(sum);
+        const uint32_t reciprocal = softmax_reciprocal(sum);
         hash = take_state(classes, model, grid, state,
                           [=](int32_t k) { return softmax_q15(exp_q24(best.score, scores[k]), reciprocal); });
     }
