@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <memory>
@@ -51,12 +52,17 @@ class Pool {
         int threads = 1;
     };
 
+    // Chunks get smaller towards the end, so that all threads end together. Large ones keep the threads out of each other's cache
+    // lines, but a thread may lose its core in the middle of one.
     void work(int worker) {
-        for (;;) {
-            const int64_t begin = next_.fetch_add(job_.grain, std::memory_order_relaxed);
-            if (begin >= job_.count) return;
-            const int64_t end = begin + job_.grain < job_.count ? begin + job_.grain : job_.count;
+        int64_t begin = next_.load(std::memory_order_relaxed);
+        while (begin < job_.count) {
+            const int64_t left = job_.count - begin;
+            const int64_t share = std::clamp(left / (2 * job_.threads), job_.grain, 8 * job_.grain);
+            const int64_t end = begin + std::min(left, share);
+            if (!next_.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
             job_.body(job_.context, begin, end, worker);
+            begin = next_.load(std::memory_order_relaxed);
         }
     }
 
