@@ -15,11 +15,15 @@ wrote is compared with the stateless operators byte for byte, and the verdicts o
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+# The copy is torch's. Its threads shall sleep afterwards; by default they spin, on a core that is measured next.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import torch
