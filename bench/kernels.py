@@ -387,7 +387,7 @@ def housekeeping(name: str, how: How, count: int, iterations: int) -> dict[str, 
         ops.refill(chains)
         laps.lap("refill")
         # As the loop does: on CUDA reading waits for the device, so the ring is given time to fill.
-        if chains.poll()["ended"] - drained >= (chains.ring_capacity // 4 if chains.asynchronous else 1):
+        if chains.poll()["ended"] - drained >= max(1, chains.ring_capacity // 4):
             drained += len(chains.drain()["chains"])
         laps.lap("drain")
     seconds = laps.totals()

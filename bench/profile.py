@@ -65,7 +65,7 @@ class Parts:
             ops.harvest(chains)
             ops.refill(chains)
             laps.lap("harvest and refill")
-            if chains.poll()["ended"] - self.drained >= (chains.ring_capacity // 4 if chains.asynchronous else 1):
+            if chains.poll()["ended"] - self.drained >= max(1, chains.ring_capacity // 4):
                 self.drained += len(chains.drain()["chains"])
             laps.lap("poll")
 

@@ -284,7 +284,6 @@ def test_news_of_the_device_may_come_late(monkeypatch, lag, budget):
         return news[max(0, len(news) - 1 - lag)]
 
     monkeypatch.setattr(Host, "poll", late)
-    monkeypatch.setattr(Host, "asynchronous", True)
     loop = mcmc.start(seeds, chains=7, seed=7)
     while loop.active:  # and no take() before the end, which would empty the ring
         loop.tell(*pair(loop.ask()))

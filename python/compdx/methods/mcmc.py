@@ -269,9 +269,8 @@ class MCMCLoop:
         """Count iterations whose work was queued with ``launch`` or a graph of it, and read what has ended."""
         self._iterations += iterations
         self._counters = self._chains.poll()
-        # On the CPU the ring can be read at once; on CUDA reading takes a while, so the ring is given time to fill.
-        pending = self._counters["ended"] - self._counts["ended"]
-        if pending >= (max(1, self._chains.ring_capacity // 4) if self._chains.asynchronous else 1):
+        # Reading takes a while however little there is: the ring is given time to fill, not so much that chains wait.
+        if self._counters["ended"] - self._counts["ended"] >= max(1, self._chains.ring_capacity // 4):
             self._drain(self._counters["ended"])
 
     def take(self) -> Outcomes:

@@ -275,11 +275,6 @@ class Chains:
         return self._backend.name
 
     @property
-    def asynchronous(self) -> bool:
-        """Whether reading anything waits for the device, and ``poll`` may be some iterations late."""
-        return self._backend.asynchronous
-
-    @property
     def bytes_per_chain(self) -> int:
         """Device memory a slot takes, its share of the ring included; coverage of ``nearest`` only once the first
         scores are in."""
