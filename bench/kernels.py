@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 # The copy is torch's. Its threads shall sleep afterwards; by default they spin, on a core that is measured next.
@@ -157,7 +158,7 @@ def beside_copy(
     per_item: int,
     count: int,
     how: How,
-    peer: Callable[[], Any] | None = None,
+    others: Mapping[str, Callable[[], Any]] = MappingProxyType({}),
     most: int = 1 << 30,
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Rates of ``run``, which does ``count`` items, beside the copy; and the seconds of each side, slice by slice."""
@@ -174,8 +175,7 @@ def beside_copy(
         launched = {name: many(side, LAUNCHES) for name, side in sides.items()}
         sides = {name: side for name, (side, _) in launched.items()}
         about = {"launched_by": launched["run"][1]}
-    if peer is not None:
-        sides["peer"] = peer
+    sides |= others
     seconds = take_turns(sides, slices=how.slices, seconds=how.seconds, device=how.device, most=most)
     total = per_item * items
     figures = {
@@ -210,18 +210,19 @@ def mutation(
     pixels = int(np.prod(shape))
     images = pictures(name, count)
     identities = np.arange(count) if draw is None else np.resize(identities_of()[draw], count)
-    chains = first_mutants(images, identities, how)
-    check_mutants(chains, images, identities)
-    out = chains.new_input(dtype=output)
-    table = None if output == "uint8" else chains.new_table(INPUTS.table(shape[0]), output)
     sample = np.ascontiguousarray(images[: max(1, min(count, 500_000 // pixels))].transpose(0, 2, 3, 1))
-    figures, seconds = beside_copy(
-        lambda: ops.mutate(chains, out, table=table, dtype=output),
-        pixels * (2 + OUTPUTS[output]),
-        count,
-        how,
-        opencv(sample) if peer else None,
-    )
+
+    def mutating(where: How) -> Callable[[], Any]:
+        chains = first_mutants(images, identities, where)
+        check_mutants(chains, images, identities)
+        out = chains.new_input(dtype=output)
+        table = None if output == "uint8" else chains.new_table(INPUTS.table(shape[0]), output)
+        return lambda: ops.mutate(chains, out, table=table, dtype=output)
+
+    others = {"peer": opencv(sample)} if peer else {}
+    if draw is None and output == "float32" and how.threads is not None and how.threads > 1:
+        others["one core"] = mutating(replace(how, threads=1))
+    figures, seconds = beside_copy(mutating(how), pixels * (2 + OUTPUTS[output]), count, how, others)
     operator, window = ("mix", None) if draw is None else draw
     row = {
         "what": "mutate",
@@ -236,6 +237,8 @@ def mutation(
         theirs = [value / len(sample) for value in seconds["peer"]]
         figures |= spread("peer_items_per_second", [1 / value for value in theirs])
         figures |= spread("ratio", [b / (a / count) for a, b in zip(seconds["run"], theirs, strict=True)])
+    if "one core" in others:
+        figures |= spread("times_one_core", [b / a for a, b in zip(seconds["run"], seconds["one core"], strict=True)])
     return row | figures
 
 
@@ -476,6 +479,8 @@ def show(row: dict[str, Any]) -> None:
         print("   ".join(f"{name} {share:.1%}" for name, share in row["shares"].items()), flush=True)
         return
     peer = f"   {row['ratio']:.1f} x OpenCV and NumPy" if "ratio" in row else ""
+    if "times_one_core" in row:
+        peer = f"   {row['times_one_core']:.2f} x one core"
     print(
         f"{bar(row['share_of_copy'])} {row['share_of_copy']:6.1%} of a copy   {row['items_per_second']:>13,.0f} /s   "
         f"{row['bytes_per_second'] / 1e9:7.2f} GB/s{peer}",

@@ -88,7 +88,17 @@ def kernels(record: Row, suffix: str) -> Part:  # noqa: ARG001 - all sections ta
             mixes.setdefault((size(row["shape"]), place(row)), {})[row["output"]] = row
     part.table(
         "mutate, uniform mix of the seven operators; images a second by type of the model input",
-        ("image", "where", "float32", "of a copy", "bfloat16", "of a copy", "uint8", "× OpenCV and NumPy"),
+        (
+            "image",
+            "where",
+            "float32",
+            "of a copy",
+            "bfloat16",
+            "of a copy",
+            "uint8",
+            "× OpenCV and NumPy",
+            "× one core",
+        ),
         (
             [
                 *key,
@@ -102,6 +112,7 @@ def kernels(record: Row, suffix: str) -> Part:  # noqa: ARG001 - all sections ta
                 ),
                 count(outputs.get("uint8", {}).get("items_per_second")),
                 ratio(outputs.get("float32", {}), "ratio", 1),
+                ratio(outputs.get("float32", {}), "times_one_core"),
             ]
             for key, outputs in mixes.items()
         ),
