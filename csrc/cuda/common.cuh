@@ -52,6 +52,15 @@ void launch(const char* name, void (*kernel)(Parameters...), const Extent& exten
     check(cudaLaunchKernelEx(&config, kernel, arguments...), name);
 }
 
+// Bytes of shared memory that a CTA may have when its kernel asks for it.
+inline size_t shared_memory_limit(const char* what) {
+    int device = 0;
+    int limit = 0;
+    check(cudaGetDevice(&device), what);
+    check(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), what);
+    return static_cast<size_t>(limit);
+}
+
 // ---- memory -----------------------------------------------------------------------------------------------------------------------
 
 // Values that are loaded and stored in one go. Indices into it are constants after unrolling, so it lives in registers.
@@ -156,24 +165,26 @@ __device__ __forceinline__ Change block_change(Change change) {
     return change;
 }
 
+template <class T>
 struct Ordered {
-    int32_t before;  // sum over the threads before this one
-    int32_t total;   // sum over the CTA
+    T before;  // sum over the threads before this one
+    T total;   // sum over the CTA
 };
 
 // Prefix sum over the CTA. `warps` is shared memory for one number a warp.
-__device__ __forceinline__ Ordered ordered_sum(int32_t value, int32_t* warps) {
-    int32_t inclusive = value;
+template <class T>
+__device__ __forceinline__ Ordered<T> ordered_sum(T value, T* warps) {
+    T inclusive = value;
 #pragma unroll
     for (int distance = 1; distance < kWarp; distance *= 2) {
-        const int32_t other = __shfl_up_sync(kAllLanes, inclusive, distance);
+        const T other = __shfl_up_sync(kAllLanes, inclusive, distance);
         inclusive += lane_index() >= distance ? other : 0;
     }
     if (lane_index() == kWarp - 1) warps[warp_index()] = inclusive;
     __syncthreads();
-    const int32_t sum = lane_index() < static_cast<int>(blockDim.x) / kWarp ? warps[lane_index()] : 0;
-    const int32_t earlier = warp_sum(lane_index() < warp_index() ? sum : 0);
-    const int32_t total = warp_sum(sum);
+    const T sum = lane_index() < static_cast<int>(blockDim.x) / kWarp ? warps[lane_index()] : T(0);
+    const T earlier = warp_sum(lane_index() < warp_index() ? sum : T(0));
+    const T total = warp_sum(sum);
     __syncthreads();  // the next call writes where this one has read
     return {earlier + inclusive - value, total};
 }

@@ -59,17 +59,9 @@ size_t bytes_of_states(int32_t classes, int warps) {
     return static_cast<size_t>(warps) * 2 * classes * sizeof(uint16_t);
 }
 
-size_t shared_memory_limit() {
-    int device = 0;
-    int limit = 0;
-    check(cudaGetDevice(&device), "judge");
-    check(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "judge");
-    return static_cast<size_t>(limit);
-}
-
 // Shapes the launch so that the states of its warps fit into shared memory: four warps a CTA, one when there are very many classes.
 Extent extent_for_states(int32_t classes, int64_t slots) {
-    const size_t limit = shared_memory_limit();
+    const size_t limit = shared_memory_limit("judge");
     const int warps = bytes_of_states(classes, kWarpsPerBlock) <= limit ? kWarpsPerBlock : 1;
     const size_t shared = bytes_of_states(classes, warps);
     if (shared > limit) {

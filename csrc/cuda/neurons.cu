@@ -44,7 +44,7 @@ __device__ __forceinline__ int64_t find_lost(const Layer& layer, int64_t row, in
     for (int64_t base = 0; before <= place; base += kSelectThreads) {
         const int64_t position = base + threadIdx.x;
         const bool lost = position < layer.count && is_lost(layer, row, position);
-        const Ordered sum = ordered_sum(lost, warps);
+        const Ordered sum = ordered_sum<int32_t>(lost, warps);
         if (lost && before + sum.before == place) found = position;
         before += sum.total;
     }
