@@ -20,11 +20,11 @@ ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / "tests" / "cuda_host"
 KERNELS = [
     ROOT / "csrc" / "cuda" / f"{name}.cu"
-    for name in ("mutate", "judge", "harvest", "refill", "step", "descend", "neurons", "device")
+    for name in ("mutate", "judge", "harvest", "refill", "step", "descend", "neurons", "slicing", "device")
 ]
 HOST = [
     *(HERE / f"{name}.cpp" for name in ("compare", "emulator")),
-    *(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in ("search", "gradient", "threads")),
+    *(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in ("search", "gradient", "slicing", "threads")),
 ]
 # As in CMakeLists.txt where it decides the bytes; -O1 compiles in half the time.
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
@@ -75,5 +75,8 @@ def test_kernels_on_the_host_equal_the_cpu(tmp_path):
         assert sum(map(int, re.findall(rf"{kind} (\d+)", done.stdout))) >= 30, done.stdout
     assert sum(map(int, re.findall(r"parked (\d+)", done.stdout))) >= 1000, done.stdout  # the ring was full at times
     assert sum(map(int, re.findall(r"blends (\d+)", done.stdout))) >= 1000, done.stdout  # of bisections
+    slices = re.search(r"contributions: (\d+) neurons, (\d+) contributions", done.stdout)
+    assert int(slices[1]) >= 10_000, done.stdout
+    assert int(slices[2]) >= 10_000, done.stdout
     for way in ("by draws", "by scan", "none"):
         assert int(re.search(rf"{way} (\d+)", done.stdout)[1]) >= 20, done.stdout

@@ -3,12 +3,14 @@
 
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <vector>
 
 #include "bind/views.h"
 #include "core/apply.h"
 #include "core/descent.h"
 #include "core/neurons.h"
+#include "core/slices.h"
 #include "core/slots.h"
 #include "core/verdicts.h"
 
@@ -16,6 +18,7 @@ namespace compdx::bind {
 
 void register_settings(py::module_& module);
 void register_gradient(py::module_& module);
+void register_slicing(py::module_& module);
 void register_cpu(py::module_& module);
 void register_cuda(py::module_& module);
 
@@ -59,6 +62,17 @@ DescendTask make_descend_task(const py::tuple& shape, float step, bool project, 
                               const View& scale, const View& bound, const View& total, int64_t count,
                               const View& active, const View& state, const View& gradient, const View& origin,
                               const View& picture, const View& l2_squared, const View& linf);
+
+// A weighted operation: extents as the arrays have them, the steps of its window down and across.
+struct Convolution {
+    std::array<int64_t, 4> delta, weight;
+    std::array<int64_t, 2> output, stride, padding, dilation;
+    int64_t groups;
+};
+
+SliceTask make_slice_task(const Convolution& convolution, double epsilon, double beta, const View& delta,
+                          const View& weight, const View& sign, const View& inputs, const View& signed_sum,
+                          const View& absolute, const View& samples);
 
 Shape make_shape(const py::tuple& shape);
 

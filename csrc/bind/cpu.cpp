@@ -5,6 +5,7 @@
 #include "core/philox.h"
 #include "cpu/gradient.h"
 #include "cpu/search.h"
+#include "cpu/slicing.h"
 
 namespace compdx::bind {
 namespace {
@@ -125,6 +126,16 @@ void cover(const BoundLayers& layers, const py::tuple& active, int threads, cons
     cpu::cover(task, how);
 }
 
+void contributions(const Convolution& convolution, double epsilon, double beta, const py::tuple& delta,
+                   const py::tuple& weight, const py::tuple& sign, const py::tuple& inputs, const py::tuple& signed_sum,
+                   const py::tuple& absolute, const py::tuple& samples, int threads, const std::string& isa) {
+    const SliceTask task = make_slice_task(convolution, epsilon, beta, view(delta), view(weight), view(sign),
+                                           view(inputs), view(signed_sum), view(absolute), view(samples));
+    const cpu::Execution how = execution(threads, isa);
+    py::gil_scoped_release release;
+    cpu::contributions(task, how);
+}
+
 void philox_words(const py::tuple& keys, const py::tuple& counters, const py::tuple& out, int64_t count) {
     const uint32_t* key = view(keys).as<uint32_t>(2 * count, "key");
     const uint32_t* counter = view(counters).as<uint32_t>(4 * count, "counter");
@@ -167,6 +178,9 @@ void register_cpu(py::module_& module) {
                py::arg("position"), py::arg("threads"), py::arg("isa"));
     module.def("cpu_cover", &cover, py::arg("layers"), py::kw_only(), py::arg("active"), py::arg("threads"),
                py::arg("isa"));
+    module.def("cpu_contributions", &contributions, py::arg("convolution"), py::kw_only(), py::arg("epsilon"),
+               py::arg("beta"), py::arg("delta"), py::arg("weight"), py::arg("sign"), py::arg("inputs"),
+               py::arg("signed_sum"), py::arg("absolute"), py::arg("samples"), py::arg("threads"), py::arg("isa"));
     module.def("philox", &philox_words, py::kw_only(), py::arg("keys"), py::arg("counters"), py::arg("out"),
                py::arg("count"));
 }

@@ -103,6 +103,15 @@ void cover(const BoundLayers& layers, const py::tuple& active, uintptr_t stream)
     cuda::cover(task, stream_of(stream));
 }
 
+void contributions(const Convolution& convolution, double epsilon, double beta, const py::tuple& delta,
+                   const py::tuple& weight, const py::tuple& sign, const py::tuple& inputs, const py::tuple& signed_sum,
+                   const py::tuple& absolute, const py::tuple& samples, uintptr_t stream) {
+    const SliceTask task = make_slice_task(convolution, epsilon, beta, view(delta), view(weight), view(sign),
+                                           view(inputs), view(signed_sum), view(absolute), view(samples));
+    py::gil_scoped_release release;
+    cuda::contributions(task, stream_of(stream));
+}
+
 }  // namespace
 
 void register_cuda(py::module_& module) {
@@ -133,6 +142,9 @@ void register_cuda(py::module_& module) {
                py::arg("trials"), py::arg("identities"), py::arg("steps"), py::arg("active"), py::arg("layer"),
                py::arg("position"), py::arg("stream"));
     module.def("cuda_cover", &cover, py::arg("layers"), py::kw_only(), py::arg("active"), py::arg("stream"));
+    module.def("cuda_contributions", &contributions, py::arg("convolution"), py::kw_only(), py::arg("epsilon"),
+               py::arg("beta"), py::arg("delta"), py::arg("weight"), py::arg("sign"), py::arg("inputs"),
+               py::arg("signed_sum"), py::arg("absolute"), py::arg("samples"), py::arg("stream"));
 }
 
 }  // namespace compdx::bind

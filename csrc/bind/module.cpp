@@ -37,6 +37,7 @@ PYBIND11_MODULE(_core, module) {
     module.def("available_isas", &available_isas, "Instruction sets usable on this machine, best first.");
     compdx::bind::register_settings(module);
     compdx::bind::register_gradient(module);
+    compdx::bind::register_slicing(module);
     compdx::bind::register_cpu(module);
     compdx::bind::register_cuda(module);
 }

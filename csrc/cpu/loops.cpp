@@ -715,10 +715,40 @@ void cover(const Run& values, uint8_t* __restrict covered, int64_t count) {
     for (int64_t i = 0; i < count; ++i) covered[i] = data[i * values.stride] > 0.0f ? 1 : covered[i];
 }
 
+// ---- slices -------------------------------------------------------------------------------------------------------------------------
+
+uint32_t multiply(const float* __restrict weight, const float* __restrict delta, int32_t count,
+                  float* __restrict products) {
+    uint32_t largest = 0;
+    for (int32_t i = 0; i < count; ++i) {
+        const float product = product_of(weight[i], delta[i]);
+        const uint32_t magnitude = magnitude_of(product);
+        products[i] = product;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    return largest;
+}
+
+int64_t sum_scaled(const float* __restrict products, int32_t count, double scale) {
+    int64_t sum = 0;
+    for (int32_t i = 0; i < count; ++i) sum += scaled(products[i], scale);
+    return sum;
+}
+
+void contribute(const float* __restrict products, int32_t count, uint32_t bound, int32_t sign,
+                int32_t* __restrict weights, int32_t* __restrict inputs) {
+    for (int32_t i = 0; i < count; ++i) {
+        const int32_t contribution = contribution_of(products[i], bound, sign);
+        weights[i] += contribution;
+        inputs[i] += contribution;
+    }
+}
+
 }  // namespace
 
 const Loops& loops() {
-    static const Loops table = {mutate, write_input, score, state_hash, squared_distance, descend, count_lost, cover};
+    static const Loops table = {mutate,     write_input, score,    state_hash, squared_distance, descend,
+                                count_lost, cover,       multiply, sum_scaled, contribute};
     return table;
 }
 

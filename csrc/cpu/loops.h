@@ -3,6 +3,7 @@
 
 #include "core/descent.h"
 #include "core/operators.h"
+#include "core/slices.h"
 #include "core/slots.h"
 #include "cpu/isa.h"
 
@@ -56,6 +57,12 @@ struct Loops {
     Change (*descend)(const DescendTask&, int64_t image);
     int64_t (*count_lost)(const Run& original, const Run& compressed, int64_t count);
     void (*cover)(const Run& values, uint8_t* covered, int64_t count);
+    // The largest magnitude of the products, as bits.
+    uint32_t (*multiply)(const float* weight, const float* delta, int32_t count, float* products);
+    int64_t (*sum_scaled)(const float* products, int32_t count, double scale);
+    // Adds the contributions of the products above the bound to the counts of their weights and of their inputs.
+    void (*contribute)(const float* products, int32_t count, uint32_t bound, int32_t sign, int32_t* weights,
+                       int32_t* inputs);
 };
 
 // A plane with the widest border around it and room for whole vectors beyond its end, rounded up to whole cache lines.

@@ -25,5 +25,6 @@ void verdicts(const VerdictTask&, void*) { absent(); }
 void descend(const DescendTask&, void*) { absent(); }
 void select_neurons(const SelectTask&, void*) { absent(); }
 void cover(const CoverTask&, void*) { absent(); }
+void contributions(const SliceTask&, void*) { absent(); }
 
 }  // namespace compdx::cuda

@@ -5,6 +5,7 @@
 #include "core/apply.h"
 #include "core/descent.h"
 #include "core/neurons.h"
+#include "core/slices.h"
 #include "core/slots.h"
 #include "core/verdicts.h"
 
@@ -31,5 +32,7 @@ void verdicts(const VerdictTask& task, void* stream);
 void descend(const DescendTask& task, void* stream);
 void select_neurons(const SelectTask& task, void* stream);  // the layers' records are on the device too
 void cover(const CoverTask& task, void* stream);
+
+void contributions(const SliceTask& task, void* stream);
 
 }  // namespace compdx::cuda

@@ -11,6 +11,7 @@ CHAIN_BYTES: int
 COUNTER_BYTES: int
 MAX_AXES: int
 MAX_LAYERS: int
+MAX_TAPS: int
 
 class Rules:
     def __init__(
@@ -60,6 +61,19 @@ class Layers:
     def __init__(self, *, rows: int, layers: list[_Layer]) -> None: ...
     def to_bytes(self) -> bytes: ...
     def place(self, memory: _View) -> None: ...
+
+class Convolution:
+    def __init__(
+        self,
+        *,
+        delta: tuple[int, int, int, int],
+        weight: tuple[int, int, int, int],
+        output: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+    ) -> None: ...
 
 def build_info() -> dict[str, str]: ...
 def available_isas() -> list[str]: ...
@@ -161,6 +175,21 @@ def cpu_select_neurons(
     isa: str,
 ) -> None: ...
 def cpu_cover(layers: Layers, *, active: _View, threads: int, isa: str) -> None: ...
+def cpu_contributions(
+    convolution: Convolution,
+    *,
+    epsilon: float,
+    beta: float,
+    delta: _View,
+    weight: _View,
+    sign: _View,
+    inputs: _View,
+    signed_sum: _View,
+    absolute: _View,
+    samples: _View,
+    threads: int,
+    isa: str,
+) -> None: ...
 def cuda_device_count() -> int: ...
 def cuda_mutate(slots: Slots, *, data: _View, table: _View, type: str, layout: str, stream: int) -> None: ...
 def cuda_judge(slots: Slots, *, original: _View, compressed: _View, classes: int, stream: int) -> None: ...
@@ -254,3 +283,17 @@ def cuda_select_neurons(
     stream: int,
 ) -> None: ...
 def cuda_cover(layers: Layers, *, active: _View, stream: int) -> None: ...
+def cuda_contributions(
+    convolution: Convolution,
+    *,
+    epsilon: float,
+    beta: float,
+    delta: _View,
+    weight: _View,
+    sign: _View,
+    inputs: _View,
+    signed_sum: _View,
+    absolute: _View,
+    samples: _View,
+    stream: int,
+) -> None: ...

@@ -16,6 +16,7 @@
 #include "cpu/gradient.h"
 #include "cpu/loops.h"
 #include "cpu/search.h"
+#include "cpu/slicing.h"
 #include "cuda/launch.h"
 #include "cuda_runtime.h"
 
@@ -675,6 +676,133 @@ void neurons() {
                 static_cast<long>(by_scan), static_cast<long>(none));
 }
 
+// ---- slices ---------------------------------------------------------------------------------------------------------------------------
+
+// Ordinary numbers, numbers of few magnitudes, of all magnitudes, of one, whose products underflow or overflow; a few or many zeros.
+void fill_with_numbers(Array<float>& array) {
+    const uint64_t kind = random_below(6);
+    const uint64_t zeros = random_below(3) * 30;
+    std::normal_distribution<float> normal;
+    for (size_t i = 0; i < array.count; ++i) {
+        const float scales[] = {1.0f, 1.0f,   std::pow(10.0f, static_cast<float>(random_below(76)) - 38.0f),
+                                1.0f, 1e-38f, 1e38f};
+        float value = normal(generator);
+        if (kind == 1) value = static_cast<float>(random_below(7)) / 2.0f - 1.5f;
+        if (kind == 3) value = value < 0.0f ? -1.0f : 1.0f;
+        value = random_below(100) < zeros ? 0.0f : std::fmin(std::fmax(value * scales[kind], -3e38f), 3e38f);
+        array.data()[i] = value;
+    }
+}
+
+struct Slice {
+    SliceTask task;
+    Array<float> delta, weight;
+    Array<int8_t> sign;
+    Array<int32_t> inputs, signed_sum, absolute, per_sample;
+
+    explicit Slice(SliceTask t) : task(t) {
+        for (int axis = 0; axis < 2; ++axis) {
+            const int32_t extent = axis == 0 ? t.height : t.width;
+            const int32_t kernel = axis == 0 ? t.kernel_height : t.kernel_width;
+            const int32_t room = extent + 2 * t.padding[axis] - t.dilation[axis] * (kernel - 1) - 1;
+            (axis == 0 ? task.out_height : task.out_width) = room / t.stride[axis] + 1;
+        }
+        const size_t weights = static_cast<size_t>(t.outputs) * taps_of(t);
+        delta = Array<float>(t.samples * input_size(t));
+        weight = Array<float>(weights);
+        sign = Array<int8_t>(t.samples * t.outputs * positions_of(task));
+        fill_with_numbers(delta);
+        fill_with_numbers(weight);
+        for (size_t i = 0; i < sign.count; ++i) sign.data()[i] = static_cast<int8_t>(random_below(3)) - 1;
+        inputs = Array<int32_t>(delta.count);
+        signed_sum = Array<int32_t>(weights);
+        absolute = Array<int32_t>(weights);
+        per_sample = Array<int32_t>(t.samples * weights);
+        for (Array<int32_t>* array : {&inputs, &signed_sum, &absolute, &per_sample}) {
+            for (size_t i = 0; i < array->count; ++i)
+                array->data()[i] = static_cast<int32_t>(random_below(2000)) - 1000;
+        }
+    }
+
+    SliceTask with_memory(uint64_t wanted) {
+        SliceTask result = task;
+        result.delta = delta.data();
+        result.weight = weight.data();
+        result.sign = sign.data();
+        result.inputs = wanted & 1 ? inputs.data() : nullptr;
+        result.signed_sum = wanted & 2 ? signed_sum.data() : nullptr;
+        result.absolute = wanted & 4 ? absolute.data() : nullptr;
+        result.per_sample = wanted & 8 ? per_sample.data() : nullptr;
+        return result;
+    }
+};
+
+int64_t sum_of(const Array<int32_t>& array) {
+    const int32_t* data = reinterpret_cast<const int32_t*>(array.memory.data());
+    return std::accumulate(data, data + array.count, int64_t{0});
+}
+
+void contributions() {
+    int64_t neurons = 0, found = 0;
+    for (int variant = 0; variant < 300; ++variant) {
+        const auto one_of = [](int32_t low, int32_t high) {
+            return low + static_cast<int32_t>(random_below(high - low + 1));
+        };
+        SliceTask task = {};
+        task.samples = one_of(1, 3);
+        task.groups = one_of(1, 3);
+        task.channels = task.groups * one_of(1, 4);
+        task.outputs = task.groups * one_of(1, 3);
+        task.kernel_height = one_of(1, 5);
+        task.kernel_width = one_of(1, 5);
+        for (int axis = 0; axis < 2; ++axis) {
+            task.stride[axis] = one_of(1, 3);
+            task.padding[axis] = one_of(0, 3);
+            task.dilation[axis] = one_of(1, 2);
+        }
+        task.height = one_of(0, 3) + task.dilation[0] * (task.kernel_height - 1) + 1;
+        task.width = one_of(0, 3) + task.dilation[1] * (task.kernel_width - 1) + 1;
+        if (variant % 6 == 0) {  // more taps than threads, and many of one magnitude
+            task.channels = task.groups * one_of(30, 200);
+            task.samples = 1;
+        }
+        const double epsilons[] = {0.2, 0.02, 1e-9, 2.0};
+        const double betas[] = {0.01, 0.0, 0.3, 1.0, 0.01};
+        task.epsilon = epsilons[variant % 4];
+        task.share = 1.0 - betas[variant % 5];
+        Slice cpu(task);
+        Slice cuda = cpu;
+        const uint64_t wanted = variant % 2 == 0 ? 15 : random_below(16);
+        emulator::set_order(static_cast<emulator::Order>(variant % 3));
+        const int64_t before = sum_of(cpu.absolute);
+        cpu::contributions(cpu.with_memory(wanted), kOneThread);
+        cuda::contributions(cuda.with_memory(wanted), nullptr);
+        compare("contributions", "inputs", cpu.inputs, cuda.inputs);
+        compare("contributions", "signed sums", cpu.signed_sum, cuda.signed_sum);
+        compare("contributions", "absolute sums", cpu.absolute, cuda.absolute);
+        compare("contributions", "sums of samples", cpu.per_sample, cuda.per_sample);
+        neurons += static_cast<int64_t>(cpu.sign.count);
+        found += sum_of(cpu.absolute) - before;
+    }
+    std::printf("contributions: %ld neurons, %ld contributions\n", static_cast<long>(neurons),
+                static_cast<long>(found));
+}
+
+void refuses_too_many_taps() {
+    SliceTask task = {};
+    task.samples = task.groups = task.outputs = task.height = task.width = task.kernel_height = task.kernel_width = 1;
+    task.stride[0] = task.stride[1] = task.dilation[0] = task.dilation[1] = 1;
+    task.channels = 60000;
+    Slice slice(task);
+    try {
+        cuda::contributions(slice.with_memory(15), nullptr);
+    } catch (const std::runtime_error& error) {
+        if (std::strstr(error.what(), "60000") != nullptr) return;
+    }
+    std::printf("contributions: 60000 taps were not refused\n");
+    differences += 1;
+}
+
 void verdicts() {
     for (int variant = 0; variant < 24; ++variant) {
         const int32_t classes[] = {2, 10, 33, 1000};
@@ -794,8 +922,10 @@ int main() {
     steps({1, 1, 1}, 40);
     steps({2, 131, 67}, 2);  // more threads a CTA
     neurons();
+    contributions();
     verdicts();
     refuses_too_many_classes();
+    refuses_too_many_taps();
     std::printf("%ld bytes compared, %d differences\n", static_cast<long>(bytes_compared), differences);
     return differences == 0 ? 0 : 1;
 }

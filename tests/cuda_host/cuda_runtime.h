@@ -106,6 +106,12 @@ inline unsigned long long atomicAdd(unsigned long long* address, unsigned long l
     return old;
 }
 
+inline int atomicAdd(int* address, int value) {
+    const int old = *address;
+    *address = old + value;
+    return old;
+}
+
 inline unsigned long long atomicCAS(unsigned long long* address, unsigned long long expected,
                                     unsigned long long value) {
     const unsigned long long old = *address;

@@ -1,5 +1,5 @@
 """The native operators on arrays: one mutation operator, the four steps of a Markov chain search, those of a gradient
-search, model inputs, verdicts, random numbers.
+search, model inputs, verdicts, the contributions of a slice, random numbers.
 
 Arrays may come from any library that speaks DLPack. On the CPU they are used in place when they are contiguous; on a
 CUDA device they are PyTorch tensors on the current stream, every call is asynchronous, and nothing waits for the device
@@ -14,6 +14,7 @@ from compdx.ops.gradient import Descent, Verdicts, descend, verdicts
 from compdx.ops.inputs import Normalizer, normalize
 from compdx.ops.neurons import count_covered, cover, select_neurons
 from compdx.ops.operators import OPERATORS, TRACE_NAMES, apply, blend, philox
+from compdx.ops.slicing import contributions
 
 __all__ = [
     "ACTIVE",
@@ -32,6 +33,7 @@ __all__ = [
     "available_isas",
     "blend",
     "build_info",
+    "contributions",
     "count_covered",
     "cover",
     "cuda_device_count",
