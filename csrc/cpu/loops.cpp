@@ -735,6 +735,49 @@ int64_t sum_scaled(const float* __restrict products, int32_t count, double scale
     return sum;
 }
 
+// Few of the products are within the range: whole vectors are passed over, and bits tell which of the others are.
+#if defined(__AVX512BW__)
+constexpr int32_t kGathered = 16;
+
+uint32_t within_range(const float* products, uint32_t low, uint32_t high) {
+    const __m512i bits = _mm512_loadu_si512(products);
+    const __m512i magnitudes = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
+    const __m512i above = _mm512_sub_epi32(magnitudes, _mm512_set1_epi32(static_cast<int32_t>(low + 1)));
+    return _mm512_cmplt_epu32_mask(above, _mm512_set1_epi32(static_cast<int32_t>(high - low)));
+}
+#elif defined(__AVX2__)
+constexpr int32_t kGathered = 8;
+
+// Magnitudes and bounds are below 2^31, so that signed comparisons do.
+uint32_t within_range(const float* products, uint32_t low, uint32_t high) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(products));
+    const __m256i magnitudes = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
+    const __m256i above = _mm256_cmpgt_epi32(magnitudes, _mm256_set1_epi32(static_cast<int32_t>(low)));
+    const __m256i beyond = _mm256_cmpgt_epi32(magnitudes, _mm256_set1_epi32(static_cast<int32_t>(high)));
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_andnot_si256(beyond, above))));
+}
+#endif
+
+int32_t gather(const float* __restrict products, int32_t count, uint32_t low, uint32_t high,
+               uint64_t* __restrict keys) {
+    int32_t found = 0;
+    int32_t tap = 0;
+#if defined(__AVX2__)
+    for (; tap + kGathered <= count; tap += kGathered) {
+        for (uint32_t left = within_range(products + tap, low, high); left != 0; left &= left - 1) {
+            const int32_t here = tap + __builtin_ctz(left);
+            keys[found++] = key_of(magnitude_of(products[here]), static_cast<uint32_t>(here));
+        }
+    }
+#endif
+    for (; tap < count; ++tap) {
+        const uint32_t magnitude = magnitude_of(products[tap]);
+        keys[found] = key_of(magnitude, static_cast<uint32_t>(tap));
+        found += magnitude - low - 1 < high - low;  // unsigned
+    }
+    return found;
+}
+
 void contribute(const float* __restrict products, int32_t count, uint32_t bound, int32_t sign,
                 int32_t* __restrict weights, int32_t* __restrict inputs) {
     for (int32_t i = 0; i < count; ++i) {
@@ -748,7 +791,7 @@ void contribute(const float* __restrict products, int32_t count, uint32_t bound,
 
 const Loops& loops() {
     static const Loops table = {mutate,     write_input, score,    state_hash, squared_distance, descend,
-                                count_lost, cover,       multiply, sum_scaled, contribute};
+                                count_lost, cover,       multiply, sum_scaled, gather,           contribute};
     return table;
 }
 

@@ -60,6 +60,8 @@ struct Loops {
     // The largest magnitude of the products, as bits.
     uint32_t (*multiply)(const float* weight, const float* delta, int32_t count, float* products);
     int64_t (*sum_scaled)(const float* products, int32_t count, double scale);
+    // Writes the keys of the products with low < magnitude <= high, in the order of their taps; returns their number. Room: count.
+    int32_t (*gather)(const float* products, int32_t count, uint32_t low, uint32_t high, uint64_t* keys);
     // Adds the contributions of the products above the bound to the counts of their weights and of their inputs.
     void (*contribute)(const float* products, int32_t count, uint32_t bound, int32_t sign, int32_t* weights,
                        int32_t* inputs);

@@ -144,7 +144,7 @@ class Worker {
         // Most sums are near their total after few products, so only as many are put in order as it takes.
         for (uint32_t high = largest;; high -= kBatchMagnitudes) {
             const uint32_t low = high > kBatchMagnitudes ? high - kBatchMagnitudes : 0;
-            const int32_t count = gather(low, high);
+            const int32_t count = loop_.gather(products_.data(), taps_, low, high, keys_.data());
             std::sort(keys_.begin(), keys_.begin() + count);
             for (int32_t k = 0; k < count; ++k) {
                 const float product = products_[tap_of(keys_[k])];
@@ -160,17 +160,6 @@ class Worker {
             if (places_[tap] >= 0 && absolute_of(scaled(products_[tap], scale)) <= absolute_of(total)) return false;
         }
         return true;
-    }
-
-    // The keys of the products with low < magnitude <= high.
-    int32_t gather(uint32_t low, uint32_t high) {
-        int32_t count = 0;
-        for (int32_t tap = 0; tap < taps_; ++tap) {
-            const uint32_t magnitude = magnitude_of(products_[tap]);
-            keys_[count] = key_of(magnitude, static_cast<uint32_t>(tap));
-            count += magnitude - low - 1 < high - low;  // unsigned
-        }
-        return count;
     }
 
     void give_to_image(const Tile& tile) {
