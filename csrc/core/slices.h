@@ -40,6 +40,10 @@ COMPDX_HD int32_t taps_of(const SliceTask& task) {
 COMPDX_HD int32_t input_size(const SliceTask& task) { return task.channels * task.height * task.width; }
 COMPDX_HD int32_t positions_of(const SliceTask& task) { return task.out_height * task.out_width; }
 
+COMPDX_HD bool wants_weights(const SliceTask& task) {
+    return task.signed_sum != nullptr || task.absolute != nullptr || task.per_sample != nullptr;
+}
+
 COMPDX_HD Window window_of(const SliceTask& task, int32_t group, int32_t position) {
     return {group * group_channels(task), position / task.out_width * task.stride[0] - task.padding[0],
             position % task.out_width * task.stride[1] - task.padding[1]};

@@ -172,6 +172,7 @@ class Worker {
     }
 
     void give_image(const Tile& tile) {
+        if (task_.inputs == nullptr) return;
         int32_t* inputs = task_.inputs + tile.sample * input_size(task_) +
                           static_cast<int64_t>(tile.group) * static_cast<int64_t>(image_.size());
         for (size_t i = 0; i < image_.size(); ++i) {
@@ -210,13 +211,15 @@ class Worker {
 }  // namespace
 
 void contributions(const SliceTask& task, const Execution& execution) {
-    if (task.samples == 0) return;
+    if (task.samples == 0 || (task.inputs == nullptr && !wants_weights(task))) return;
     const Tiles tiles(task, execution.threads);
     const int64_t products = static_cast<int64_t>(tiles.outputs()) * positions_of(task) * taps_of(task);
     const int64_t grain = std::max<int64_t>(1, kGrainProducts / products);
     const int64_t pieces = (tiles.count() + grain - 1) / grain;
+    const int64_t busy = std::min<int64_t>(execution.threads, pieces);
     std::vector<Worker> workers;
-    for (int64_t i = 0; i < std::min<int64_t>(execution.threads, pieces); ++i) {
+    workers.reserve(busy);
+    for (int64_t i = 0; i < busy; ++i) {
         workers.emplace_back(task, loops(execution.isa), tiles.outputs());
     }
     parallel_for(tiles.count(), grain, execution.threads, [&](int64_t begin, int64_t end, int worker) {

@@ -54,10 +54,6 @@ struct Range {
 
 __device__ __forceinline__ int warps_of_block() { return static_cast<int>(blockDim.x) / kWarp; }
 
-__device__ __forceinline__ bool wants_weights(const SliceTask& task) {
-    return task.signed_sum != nullptr || task.absolute != nullptr || task.per_sample != nullptr;
-}
-
 // Padding has products of 0, which change no sum and are never kept. The same answer in all threads.
 __device__ __forceinline__ Range multiply(const SliceTask& task, const Neuron& neuron, const Memory& memory) {
     Range range = {0, 0xffffffffu, 0};
@@ -280,7 +276,7 @@ unsigned threads_for(int32_t taps) {
 
 void contributions(const SliceTask& task, void* stream) {
     const int32_t taps = taps_of(task);
-    const bool has_counts = task.signed_sum != nullptr || task.absolute != nullptr || task.per_sample != nullptr;
+    const bool has_counts = wants_weights(task);
     if (task.samples == 0 || (task.inputs == nullptr && !has_counts)) return;
     const size_t each = has_counts ? sizeof(float) + sizeof(int32_t) : sizeof(float);
     const size_t fixed = taps > kMostThreads ? kDigits * sizeof(int32_t) : 0;
