@@ -167,6 +167,17 @@ def test_one_tap_is_kept_though_its_product_underflows():
     assert [found[name].item() for name in NAMES] == [-1, -1, 1, -1]
 
 
+@pytest.mark.parametrize(("small", "kept"), [(0.9, {0}), (-0.9, {0}), (1.1, set(range(11))), (-1.1, set(range(11)))])
+@pytest.mark.parametrize("exponent", [0, -80, 127])
+def test_integers_have_46_bits_and_lose_the_rest(small, kept, exponent):
+    """Ten products of nearly a bit are nothing, of a little more they are ten bits, which epsilon does not let pass."""
+    delta = np.float32([2.0**exponent] + [small * 2.0 ** (exponent - 45)] * 10).reshape(1, -1, 1, 1)
+    one = np.ones_like(delta)
+    found = from_zeros(delta, one, np.ones((1, 1, 1, 1), np.int8), epsilon=1e-13)
+    assert set(np.flatnonzero(found["inputs"])) == kept
+    assert oracle_slicing.kept(delta.ravel().astype(float).tolist(), 1e-13) == kept
+
+
 def test_padding_is_no_tap():
     """The corner of a padded window has one input and keeps it; the padding neither counts nor is the smallest."""
     delta = np.ones((1, 1, 1, 2), np.float32)
