@@ -1,4 +1,4 @@
-"""What the step and mutate kernels are made of: instructions by class, read from their machine code.
+"""What the step, mutate and slicing kernels are made of: instructions by class, read from their machine code.
 
     python tools/cuda_sass.py build/cuda/objects            print the table as JSON; fail where it breaks the rules
     python tools/cuda_sass.py build/cuda/objects --record   write the table to tools/cuda_sass.json
@@ -24,7 +24,7 @@ import sysconfig
 from pathlib import Path
 
 RECORD = Path(__file__).resolve().with_suffix(".json")
-SOURCES = ("mutate", "step")
+SOURCES = ("mutate", "slicing", "step")
 FUNCTION = re.compile(r"^\s*Function : (\S+)")
 ARCHITECTURE = re.compile(r"^arch = (\S+)")
 INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?(?P<name>[A-Z][A-Z0-9_]*)(?P<rest>[.\w]*)")
