@@ -29,7 +29,7 @@ ROOMS = (
     ("engine",),
     ("driver",),
     ("training",),
-    ("verification", "checkup", "compress", "attacks", "contact", "screen"),
+    ("verification", "checkup", "compress", "slicing", "attacks", "contact", "screen"),
     ("zoo",),
     ("api",),
     ("repair", "report"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compdx import attacks, compress, ops, repair, report, reproduce, zoo
+from compdx import attacks, compress, ops, repair, report, reproduce, slicing, zoo
 from compdx.api import search
 from compdx.checkup import doctor
 from compdx.compressed import Compressed
@@ -38,6 +38,7 @@ __all__ = [
     "report",
     "reproduce",
     "search",
+    "slicing",
     "verify",
     "zoo",
 ]

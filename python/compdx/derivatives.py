@@ -22,13 +22,16 @@ def scores(model: Model, x: Any) -> Any:
     Raises:
         TypeError: The model has no gradients.
     """
+    return model.twin(as_input(model, x))[:, model.class_offset :].float()
+
+
+def as_input(model: Model, x: Any) -> Any:
+    """What the model's module is called with for the input ``x``, float32 ``[N, C, H, W]``: its dtype and layout."""
     torch = import_optional("torch", NEEDS)
     x = x.to(getattr(torch, model.inputs.dtype))
-    if model.memory_format == "channels_last":
-        x = x.contiguous(memory_format=torch.channels_last)
-    elif model.inputs.layout == "NHWC":
-        x = x.permute(0, 2, 3, 1)
-    return model.twin(x)[:, model.class_offset :].float()
+    if x.ndim == 4 and model.memory_format == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.permute(0, 2, 3, 1) if x.ndim == 4 and model.inputs.layout == "NHWC" else x
 
 
 class PairGradient:
