@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from brute_slicing import Step, forward
 from torch import nn
 from torch.nn import functional
+
+from brute_slicing import Step, forward
 
 ACTIVATIONS: tuple[tuple[Callable[..., Any], Callable[[], nn.Module]], ...] = (
     (torch.relu, nn.ReLU),
@@ -78,9 +79,7 @@ def written(step: Step, shapes: list[tuple[int, ...]], rng: np.random.Generator)
             *(s["kernel"], s["stride"], s["padding"], s["dilation"]), ceil_mode=s["ceil"]
         )
     if step.name == "average" and module:
-        return (nn.AvgPool2d if two else nn.AvgPool1d)(
-            s["kernel"], s["stride"], s["padding"], s["ceil"], s["include"]
-        )
+        return (nn.AvgPool2d if two else nn.AvgPool1d)(s["kernel"], s["stride"], s["padding"], s["ceil"], s["include"])
     if step.name == "adaptive" and module:
         return (nn.AdaptiveAvgPool2d if two else nn.AdaptiveAvgPool1d)(s["size"])
     if step.name == "add":
@@ -138,7 +137,12 @@ def random_network(rng: np.random.Generator) -> tuple[Network, list[Step], tuple
         if kind in ("max", "average"):
             kernel = int(rng.integers(1, min(3, side) + 1))
             pad = int(rng.integers(0, kernel // 2 + 1))
-            common = {"kernel": kernel, "stride": int(rng.integers(1, 3)), "padding": pad, "ceil": bool(rng.integers(2))}
+            common = {
+                "kernel": kernel,
+                "stride": int(rng.integers(1, 3)),
+                "padding": pad,
+                "ceil": bool(rng.integers(2)),
+            }
             extra = {"dilation": 1} if kind == "max" else {"include": bool(rng.integers(2))}
             return put(str(kind), source, **common, **extra)
         if kind == "adaptive":

@@ -139,6 +139,10 @@ class Trace:
         self.operations: list[Operation] = []
         self._values: dict[Any, str] = {}
         self._names: dict[str, int] = {}
+        # What nobody takes decides nothing, such as the guards of an exported graph; but it may overwrite something.
+        for node in reversed(list(self._graph.nodes)):
+            if not node.users and node.op.startswith("call_") and not self._in_place(node, "activation"):
+                self._graph.erase_node(node)
         self._read()
         self.output = self._values[self._result]
         self._by_node = {operation.node: operation for operation in self.operations}
@@ -216,7 +220,8 @@ class Trace:
         layer = self._layer(node)
         arguments = self._arguments(node, kind)
         # What one tensor is scaled or shifted by is a constant, whose difference to its mean is zero.
-        neurons = [source for source in _nodes(arguments) if source in self._values]
+        operands = {name: arguments[name] for name in ("input", "other", "tensors") if name in arguments}
+        neurons = [source for source in _nodes(operands) if source in self._values]
         if kind in ("add", "subtract", "multiply") and len(neurons) == 1:
             kind = "scale"
         if kind == "divide":
@@ -225,7 +230,7 @@ class Trace:
             kind = "scale"
         refused = RULES[kind].refuses
         reason = refused(arguments) if refused is not None else None
-        if set(neurons) != {source for source in node.all_input_nodes if source in self._values}:
+        if len(neurons) != len(self._operand_nodes(node)):
             reason = "takes settings or weights that depend on the input"
         if reason is not None:
             raise self._unsupported(node, reason)
