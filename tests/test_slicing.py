@@ -380,9 +380,10 @@ class Overwriting(nn.Module):
         self.in_place = in_place
         self.first, self.second = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
         self.relu, self.last = nn.ReLU(inplace=in_place), nn.Linear(3, 3)
+        self.pool = nn.MaxPool2d(2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.first(x)
+        x = self.pool(self.first(x))
         y = self.relu(x)
         x = x if self.in_place else y  # what was overwritten is used once more
         y = self.second(y)
@@ -396,12 +397,17 @@ class Overwriting(nn.Module):
         return self.last(torch.dropout(y, 0.5, False).mean((2, 3)) / 2)
 
 
-def test_in_place_operations() -> None:
+@pytest.mark.parametrize("baseline", ["dataset", "class"])
+def test_in_place_operations(baseline: str) -> None:
     whole_numbers(plain := Overwriting(False))
     written = Overwriting(True).eval()
     written.load_state_dict(plain.state_dict())
-    data, samples = images(8), images(3, seed=2)
-    a, b = (sliced(network.eval(), data, samples) for network in (plain, written))
+    data, samples = images(40), images(3, seed=2)
+    labels = plain.eval()(data).detach().numpy().argmax(1)
+    a, b = (
+        slicing.slice(network, slicing.profile(network, data, baseline=baseline, labels=labels), samples)
+        for network in (plain, written)
+    )
     assert all((x.signed == y.signed).all() for x, y in zip(a.neurons.values(), b.neurons.values(), strict=True))
     for name in a.synapses:
         np.testing.assert_array_equal(a.synapses[name].signed, b.synapses[name].signed)
