@@ -124,7 +124,7 @@ def contributions(
 
 
 def selected(products: Sequence[np.float32], epsilon: float, beta: float) -> list[int]:
-    """Who is kept of the products of one neuron (section 4 of the specification)."""
+    """Who is kept of the products of one neuron, as in the paper's code."""
     sizes = [abs(float(p)) for p in products]
     if len(products) == 1:
         return [0]

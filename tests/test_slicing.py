@@ -112,7 +112,7 @@ def test_random_networks_have_every_kind_of_operation() -> None:
 
 
 def test_brute_force_of_the_worked_example() -> None:
-    """The brute force itself gives what the specification worked out by hand."""
+    """The brute force itself gives what was worked out by hand."""
     first, second = torch.tensor([[1.0, -1], [2, 1]]), torch.tensor([[1.0, -2], [-1, 1]])
     steps = [
         Step("linear", (0,), {"weight": first, "bias": None}),
@@ -126,7 +126,7 @@ def test_brute_force_of_the_worked_example() -> None:
     assert synapses[0].tolist() == [[[0, 0], [1, 0]]]
 
 
-# Section 12 of the specification
+# Worked examples, and what must not change anything
 
 
 def worked_example() -> nn.Sequential:

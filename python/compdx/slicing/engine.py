@@ -1,8 +1,7 @@
 """Back-propagation of contributions: the signs of one batch, and the sums over all batches.
 
 Without a selection (theta off) the local rule factorises, SIGN(CONTRIB · Δy · w · Δx) = g · s_W · s_X, so that it is
-ordinary back-propagation with the signs of weights, differences and goals in their place (section 10 of the
-specification in docs/methods.md). All numbers on the way are whole and below 2**24, where float32 is exact. With a
+ordinary back-propagation with the signs of weights, differences and goals in their place. All numbers on the way are whole and below 2**24, where float32 is exact. With a
 selection every output neuron keeps some of its inputs, which is the native `ops.contributions`.
 """
 
@@ -28,7 +27,7 @@ class Theta:
 
     Of the products p = w · Δx of an output neuron, sorted by magnitude, the first k are kept whose sum differs from
     that of all by less than ``epsilon`` of it, and whoever is larger than ``1 - beta`` of the k-th. Where the sum is
-    all but zero, nothing is kept. NNSlicer's published code; docs/arithmetic.md has the law to the bit.
+    all but zero, nothing is kept. NNSlicer's published code; docs/arithmetic.md section 8 has the law to the bit.
 
     Args:
         epsilon: Above 0, the code's ``sum_precision_error``.

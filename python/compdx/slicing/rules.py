@@ -45,7 +45,7 @@ class Rule:
 
 
 def _through(call: Call, c: Any, _: Batch) -> Sequence[Any]:
-    """Monotone in one input: the whole number passes unchanged (section 3: Δy · wΔx >= 0)."""
+    """Monotone in one input: the whole number passes unchanged, as Δy · wΔx >= 0."""
     return [_narrowed(c, call.shapes[0], call)]
 
 
