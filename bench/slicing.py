@@ -4,7 +4,8 @@
 
 With everything kept, a slice is a forward pass and two gradients of every convolution on signs. Their floor is
 measured in turns with it: the same three convolutions of every layer, in float32, exact, on random signs of the same
-shapes, with nothing between. With a selection (theta of the paper's code) there is no such floor; its time stands by itself.
+shapes, with nothing between. With a selection (theta of the paper's code) there is no such floor; its time stands by
+itself.
 
 The published times are those of the paper for its own networks, on its own machine: one sample by itself, and a sample
 of a batch.

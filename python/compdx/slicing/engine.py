@@ -1,8 +1,9 @@
 """Back-propagation of contributions: the signs of one batch, and the sums over all batches.
 
 Without a selection (theta off) the local rule factorises, SIGN(CONTRIB · Δy · w · Δx) = g · s_W · s_X, so that it is
-ordinary back-propagation with the signs of weights, differences and goals in their place. All numbers on the way are whole and below 2**24, where float32 is exact. With a
-selection every output neuron keeps some of its inputs, which is the native `ops.contributions`.
+ordinary back-propagation with the signs of weights, differences and goals in their place. All numbers on the way are
+whole and below 2**24, where float32 is exact. With a selection every output neuron keeps some of its inputs, which is
+the native `ops.contributions`.
 """
 
 from __future__ import annotations
@@ -142,6 +143,8 @@ class Batch:
 
     def see(self, name: str, x: Any) -> None:
         """Remember what the rules will ask of a value: its differences now, if it is known to which means."""
+        # Means are C-contiguous, and mixed layouts are slow in all that follows.
+        x = x.contiguous()
         if name in self._trace.kept or (name in self._trace.compared and not self._baseline.ready):
             self._values[name] = x
         if name in self._trace.compared and self._baseline.ready:
