@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from brute_slicing import Step, contributions, means, values
-from compdx import Inputs, Model, Seeds, slicing, zoo
+from compdx import Inputs, Model, Seeds, compress, slicing, zoo
 from compdx.slicing.rules import RULES
 from compdx.slicing.tracing import Trace
 from random_networks import random_network, random_samples
@@ -487,6 +487,19 @@ def test_an_exported_network_has_the_slice_and_the_names_of_its_module() -> None
     for name in a.synapses:
         np.testing.assert_array_equal(a.synapses[name].signed, b.synapses[name].signed)
     np.testing.assert_array_equal(a.neurons["input"].signed, b.neurons["input"].signed)
+
+
+@pytest.mark.slow
+def test_layers_of_an_int8_network_have_the_names_of_the_original() -> None:
+    torch.manual_seed(0)
+    network = zoo.build("resnet20").eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 3, 32, 32), dtype=np.uint8)
+    quantized = compress.quantize(network, Seeds(pixels), inputs=Inputs())
+    a, b = (sliced(Model(model), pixels, pixels[:2]) for model in (network, quantized))
+    assert list(a.synapses) == list(b.synapses)
+    same = [np.mean(np.sign(a.synapses[name].signed) == np.sign(b.synapses[name].signed)) for name in a.synapses]
+    assert np.mean(same) > 0.6  # of three signs, by chance a third or so would agree
+    assert b.synapses.share > 0.5
 
 
 def test_models_are_fed_as_they_want() -> None:

@@ -133,6 +133,7 @@ class Batch:
         theta: The selection, ``None`` for none.
         bent: What activations that are not monotone do.
         ledger: Where the contributions of synapses go.
+        trace: Of the network; knows which values are asked for.
     """
 
     def __init__(self, baseline: Baseline, theta: Theta | None, bent: Bent, ledger: Ledger, trace: Trace) -> None:

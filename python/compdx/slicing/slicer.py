@@ -57,8 +57,8 @@ def slice(
             ``"all"`` for all. A layer with synapses takes four bytes a weight and sample.
         bent: What activations that are not monotone (GELU, SiLU, Hardswish, Mish) do: ``"pass"`` contributions
             unchanged, or multiply them with the ``"sign"`` of Δy · Δx.
-        batch: Samples at a time. It changes time and memory (with nothing selected about 4 MB a sample of a ResNet-18
-            at 32x32), and the result as far as the model's own activations depend on it.
+        batch: Samples at a time. It changes time and memory, and the result as far as the model's own activations
+            depend on it.
 
     Returns:
         The slice, on the CPU.

@@ -301,7 +301,7 @@ class Trace:
             return bool(getattr(self.module.get_submodule(node.target), "inplace", False))
         schema = getattr(node.target, "_schema", None)
         name = node.target if node.op == "call_method" else schema.name if schema else node.target.__name__
-        if name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv"):
+        if _plain(name) != name or name in ("iadd", "isub", "imul", "itruediv"):
             return True
         flags = (*node.args[1:], node.kwargs.get("inplace")) if "activation" in kind else (node.kwargs.get("inplace"),)
         return any(flag is True for flag in flags)
@@ -323,13 +323,14 @@ class Trace:
         """The values that may share memory with this one."""
         found, waiting = set(), [node]
         by_node = {operation.node: operation for operation in self.operations}
+        shares = ("move", "identity", "dropout")
         while waiting:
             here = waiting.pop()
             if here in found:
                 continue
             found.add(here)
-            linked = [user for user in here.users if user in by_node and by_node[user].kind in ("move", "identity")]
-            if here in by_node and by_node[here].kind in ("move", "identity"):
+            linked = [user for user in here.users if user in by_node and by_node[user].kind in shares]
+            if here in by_node and by_node[here].kind in shares:
                 linked += self._operand_nodes(here)
             waiting += linked
         return found
