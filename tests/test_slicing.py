@@ -495,10 +495,11 @@ def test_layers_of_an_int8_network_have_the_names_of_the_original() -> None:
     network = zoo.build("resnet20").eval()
     pixels = np.random.default_rng(0).integers(0, 256, (16, 3, 32, 32), dtype=np.uint8)
     quantized = compress.quantize(network, Seeds(pixels), inputs=Inputs())
-    a, b = (sliced(Model(model), pixels, pixels[:2]) for model in (network, quantized))
+    a, b = (sliced(Model(model), pixels, pixels[:1], criterion=3) for model in (network, quantized))
     assert list(a.synapses) == list(b.synapses)
-    same = [np.mean(np.sign(a.synapses[name].signed) == np.sign(b.synapses[name].signed)) for name in a.synapses]
-    assert np.mean(same) > 0.6  # of three signs, by chance a third or so would agree
+    last = list(a.synapses)[-1]
+    agreed = np.sign(a.synapses[last].signed[3]) == np.sign(b.synapses[last].signed[3])
+    assert agreed.mean() > 0.75  # rounding turns differences that are nearly nothing
     assert b.synapses.share > 0.5
 
 
