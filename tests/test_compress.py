@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compdx import compress
+from compdx import compress, slicing
 from compdx.compressed import Compressed
 from compdx.model import Inputs, Model
 from compdx.seeds import Seeds
@@ -248,6 +248,56 @@ def test_pruning_by_layer_takes_the_same_share_of_each(network: Any) -> None:
     only = compress.prune(network, 0.6, scope="layer", layers=["7"])
     assert {name for name, share in shares(only).items() if share} == {"7"}
     assert list(only.record["layers"]) == ["7"]
+
+
+@pytest.mark.parametrize("amount", [0.29, 0.5, 0.7])
+def test_scores_choose_exactly_what_goes(network: Any, amount: float) -> None:
+    """Whole numbers with many ties: Python's sort, which is stable, is the reference."""
+    rng = np.random.default_rng(0)
+    given = {name: rng.integers(0, 4, network.get_submodule(name).weight.shape) for name in ("3", "9")}
+    made = compress.prune(network, amount, scores=given)
+    assert list(made.record["layers"]) == ["3", "9"]
+    assert (made.record["settings"]["scope"], made.record["settings"]["scores"]) == ("layer", "mapping")
+    for name, ranks in given.items():
+        old, new = (m.get_submodule(name).weight.detach().numpy().ravel() for m in (network, made.model))
+        flat = ranks.ravel().tolist()
+        gone = set(sorted(range(len(flat)), key=flat.__getitem__)[: round(amount * 100) * len(flat) // 100])
+        assert set(np.flatnonzero(new == 0).tolist()) == gone
+        kept = np.array(sorted(set(range(len(flat))) - gone))
+        np.testing.assert_array_equal(new[kept], old[kept])
+    assert torch.equal(network[0].weight, made.model[0].weight)
+    assert torch.equal(scores(made.twin, batch()), scores(made.model, batch()))
+    tensors = {name: torch.from_numpy(ranks) for name, ranks in given.items()}
+    assert_unchanged(compress.prune(network, amount, scores=tensors).model, snapshot(made.model))
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_slice_chooses_what_goes(network: Any, data: tuple[Seeds, Seeds], absolute: bool) -> None:
+    x = torch.from_numpy(digits.prepare(data[0].images[:24]))
+    found = slicing.slice(network, slicing.profile(network, x), x[:6], absolute=absolute)
+    layers = {name: layer.absolute if absolute else abs(layer.signed) for name, layer in found.synapses.items()}
+    made, wanted = (compress.prune(network, 0.6, scores=s) for s in (found, layers))
+    assert list(made.record["layers"]) == ["0", "3", "7", "9"]
+    assert made.record["settings"]["scores"] == "slice"
+    assert_unchanged(made.model, snapshot(wanted.model))
+    only = compress.prune(network, 0.6, scores=found, layers=["7"])
+    assert [name for name, share in shares(only).items() if share] == ["7"]
+    assert_unchanged(only.model.get_submodule("7"), snapshot(made.model.get_submodule("7")))
+
+
+def test_scores_that_do_not_fit(network: Any) -> None:
+    whole = {"9": np.zeros((10, 96))}
+    for options, kind, message in (
+        ({"scores": [1]}, TypeError, "scores must be a compdx.slicing.Slice or a mapping of layers, got list"),
+        ({"scores": {"9": np.zeros((96, 10))}}, ValueError, r"scores of layer '9' must be finite .* got float64"),
+        ({"scores": {"9": np.full((10, 96), np.nan)}}, ValueError, "scores of layer '9' must be finite"),
+        ({"scores": whole, "layers": ["7", "9"]}, ValueError, "scores must have layer '7', which is to be pruned"),
+        ({"scores": {"10": whole["9"]}}, ValueError, "layers must name modules of the model, got '10'"),
+        ({"scores": whole, "scope": "global"}, ValueError, "scores rank the single weights of each layer by itself"),
+        ({"scores": whole, "structured": True}, ValueError, "scores rank the single weights of each layer by itself"),
+    ):
+        with pytest.raises(kind, match=message):
+            compress.prune(network, 0.5, **options)
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])

@@ -1,12 +1,15 @@
-"""Pruning by magnitude: masks that torch.nn.utils.prune chooses, and that stay through all later training."""
+"""Pruning by magnitude or by scores: masks that torch.nn.utils.prune or a slice chooses, and that stay for good."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from functools import cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from compdx.compress.common import (
     NEEDS,
@@ -22,6 +25,9 @@ from compdx.model import Inputs, import_optional
 from compdx.seeds import Seeds
 from compdx.training import Listener, Recipe, set_mode
 
+if TYPE_CHECKING:
+    from compdx.slicing import Slice
+
 RECIPE = Recipe(epochs=20, rate=0.01, schedule="constant", nesterov=False)
 """Fine-tuning as in the CompD paper; its code has ``rate=0.001``."""
 
@@ -30,9 +36,10 @@ def prune(
     model: Any,
     amount: float = 0.75,
     *,
-    scope: Literal["global", "layer"] = "global",
+    scope: Literal["global", "layer"] | None = None,
     structured: bool = False,
     layers: Sequence[str] | Literal["all"] | None = None,
+    scores: Slice | Mapping[str, Any] | None = None,
     train: Seeds | None = None,
     recipe: Recipe | None = None,
     inputs: Inputs | None = None,
@@ -48,12 +55,16 @@ def prune(
     Args:
         model: A torch module in eval mode. It is not changed.
         amount: Share of the weights (of the channels when ``structured``) that become zero, between 0 and 1.
-        scope: ``"global"`` ranks the weights of all layers together, so that layers lose different shares, as in
-            CompD's code; ``"layer"`` takes the same share of every layer.
+        scope: ``"global"`` (default) ranks the weights of all layers together, so that layers lose different shares, as
+            in CompD's code; ``"layer"`` takes the same share of every layer, the default with ``scores``.
         structured: Prune whole output channels by their L1 norm. ``"global"`` ranks channels of all layers by the mean
             of their absolute weights and leaves every layer its strongest one. Biases and normalisation stay.
-        layers: Names of the modules whose ``weight`` is pruned; ``None`` for every 2D convolution, as in the paper,
-            ``"all"`` for all convolutions and linear layers.
+        layers: Names of the modules whose ``weight`` is pruned; ``None`` for every 2D convolution, as in the paper, and
+            with ``scores`` for every layer that has some; ``"all"`` for all convolutions and linear layers.
+        scores: What ranks the weights in place of their magnitudes, by layer: a `slicing.Slice`, whose absolute sums
+            count where it has them and else the magnitudes of its signed ones; or a mapping from names of layers to
+            finite arrays of the shapes of their weights. Of every layer of N weights exactly ⌊``amount`` · N⌋ become
+            zero, those of the smallest scores; of equal ones those of the smallest index.
         train: Labelled images to fine-tune with; ``None`` for no fine-tuning.
         recipe: How; default `RECIPE`.
         inputs: What the model is fed; needed with ``train``.
@@ -68,7 +79,8 @@ def prune(
         ModuleNotFoundError: torch is missing.
         TypeError, ValueError: An argument is of the wrong kind; a layer does not exist or has no weight of its own.
 
-    Runs on the device of the module. CompD (Li et al., 2023), section 4.
+    Runs on the device of the module. CompD (Li et al., 2023), section 4; with the scores of a slice, NNSlicer (Zhang et
+    al., 2020), section 5.3.
     """
     if isinstance(amount, bool) or not isinstance(amount, (int, float)):
         msg = f"amount must be a number between 0 and 1, got {type(amount).__name__}"
@@ -76,19 +88,29 @@ def prune(
     if not 0 < amount < 1:
         msg = f"amount must be between 0 and 1, got {amount!r}"
         raise ValueError(msg)
+    if scores is not None and (structured or scope == "global"):
+        msg = "scores rank the single weights of each layer by itself; they need scope='layer' and structured=False"
+        raise ValueError(msg)
+    if scope is None:
+        scope = "global" if scores is None else "layer"
     if scope not in ("global", "layer"):
         msg = f"scope must be 'global' or 'layer', got {scope!r}"
         raise ValueError(msg)
     check_training(train, recipe, inputs)
     plain = copied(model)
-    names = _choose(plain, layers)
-    masks = _masks(plain, names, float(amount), scope, structured)
+    ranks = None if scores is None else _by_layer(scores)
+    names = _choose(plain, layers if ranks is None or layers is not None else list(ranks))
+    if ranks is None:
+        masks = _masks(plain, names, float(amount), scope, structured)
+    else:
+        masks = {name: _lowest(name, plain.get_submodule(name).weight, ranks.get(name), amount) for name in names}
     twin = _masked(plain, masks)
     settings: dict[str, Any] = {
         "amount": amount,
         "scope": scope,
         "structured": structured,
         "layers": names,
+        "scores": None if scores is None else ("mapping" if isinstance(scores, Mapping) else "slice"),
         "recipe": None,
         "seed": seed,
     }
@@ -169,6 +191,42 @@ def _masks(network: Any, names: list[str], amount: float, scope: str, structured
             else:
                 prune.l1_unstructured(layer, "weight", amount=amount)
     return {name: layer.weight_mask.detach().clone() for name, layer in layers.items()}
+
+
+def _by_layer(scores: Any) -> dict[str, Any]:
+    """The scores of every layer; of a slice, those of its synapses."""
+    synapses = getattr(scores, "synapses", None)
+    if synapses is not None:
+        return {
+            name: np.abs(layer.signed) if layer.absolute is None else layer.absolute for name, layer in synapses.items()
+        }
+    if not isinstance(scores, Mapping):
+        msg = f"scores must be a compdx.slicing.Slice or a mapping of layers, got {type(scores).__name__}"
+        raise TypeError(msg)
+    torch = import_optional("torch", NEEDS)
+    return {
+        name: np.asarray(array.detach().cpu() if isinstance(array, torch.Tensor) else array)
+        for name, array in scores.items()
+    }
+
+
+def _lowest(name: str, weight: Any, scores: Any, amount: float) -> Any:
+    """The mask of a layer without the weights of lowest scores."""
+    torch = import_optional("torch", NEEDS)
+    if scores is None:
+        msg = f"scores must have layer {name!r}, which is to be pruned"
+        raise ValueError(msg)
+    if scores.shape != tuple(weight.shape) or scores.dtype.kind not in "iuf" or not np.isfinite(scores).all():
+        msg = (
+            f"scores of layer {name!r} must be finite numbers of the shape of its weight, {tuple(weight.shape)}, got "
+            f"{scores.dtype} {scores.shape}"
+        )
+        raise ValueError(msg)
+    # 0.29 * 100 is less than 29 in binary; the number that was written is meant.
+    count = math.floor(Fraction(str(amount)) * scores.size)
+    mask = np.ones(scores.size, dtype=np.float32)
+    mask[np.argsort(scores, axis=None, kind="stable")[:count]] = 0
+    return torch.from_numpy(mask.reshape(scores.shape)).to(weight)
 
 
 def _strongest_channels(weights: dict[str, Any], amount: float) -> dict[str, Any]:
