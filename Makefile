@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # pip's arguments for PyTorch, for instance: make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
-BENCHES ?= kernels search profile scale peers faithful memory gradient compd ideas slicing
+BENCHES ?= kernels search profile scale peers faithful memory gradient compd ideas slicing explain
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet

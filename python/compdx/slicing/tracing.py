@@ -82,6 +82,7 @@ class Operation:
             that calls it and the name of its node. The second call of a module has ``#2`` behind it.
         layer: The name of what has its weights, without such a number.
         kind: A key of `rules.RULES`.
+        function: What PyTorch calls the module or the function.
         operands: Names of the values it takes, in the order of its arguments.
         arguments: By the names of ``RULES[kind].arguments``; nodes of the graph among them.
         in_place: It overwrites its operand, of which it is given a copy.
@@ -91,6 +92,7 @@ class Operation:
     name: str
     layer: str
     kind: str
+    function: str
     operands: tuple[str, ...]
     arguments: Mapping[str, Any]
     in_place: bool
@@ -241,6 +243,7 @@ class Trace:
             name=name,
             layer=layer,
             kind=kind,
+            function=called,
             operands=tuple(self._values[source] for source in neurons),
             arguments=arguments,
             in_place=self._in_place(node, kind),
