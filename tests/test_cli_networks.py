@@ -247,6 +247,25 @@ def test_report_is_a_page_in_the_run(bench: Path) -> None:
     assert "nowhere" in error(bench, "report", "nowhere")
 
 
+def test_slice_tells_what_made_the_models_differ(bench: Path) -> None:
+    arguments = ("slice", "run", "--original", "net", "--compressed", "pruned", "--data", "digits", "--images", "100")
+    told = answer(bench, *arguments, "--seeds", "digits", "--limit", "5", "--top", "2")
+    findings = Findings.load(bench / "run").table.slice(0, 5).to_pylist()
+    explanation = told["explanation"]
+    for key in ("seed_index", "original_label", "compressed_label"):
+        assert [row[key] for row in explanation["findings"]] == [row[key] for row in findings]
+    assert explanation["layers"][:2] == ["0", "3"]
+    assert explanation["weights"]["0"]["pruned"] > 0
+    assert {"seed_error", "seed_drift"} <= explanation["mean"][0].keys()
+    assert len(explanation["mean"]) == 2
+    assert json.loads((bench / "run" / "explanation.json").read_text()) == explanation
+    code, out, _ = run(bench, *arguments, "--limit", "2", "--out", "why.json")
+    assert code == 0
+    assert out.startswith("2 findings, ")
+    assert out.rstrip().endswith("All of it: why.json")
+    assert len(json.loads((bench / "why.json").read_text())["findings"]) == 2
+
+
 def test_repair_closes_the_loop(bench: Path) -> None:
     told = answer(
         *(bench, "repair", "run", "--compressed", "pruned", "--data", "digits", "--out", "mended"),
