@@ -55,8 +55,19 @@ def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
     return {name: module.weight.data for name, module in network.named_modules() if isinstance(module, kinds)}
 
 
+def labels_of(model: Model, images: np.ndarray) -> np.ndarray:
+    return np.asarray(torch.as_tensor(model(images)).cpu()).argmax(1)
+
+
 def case(
-    original: Model, means: slicing.Profile, pool: np.ndarray, baseline: np.ndarray, rounded: bool, drawn: Any, few: int
+    original: Model,
+    means: slicing.Profile,
+    pool: np.ndarray,
+    labels: np.ndarray,
+    baseline: np.ndarray,
+    rounded: bool,
+    drawn: Any,
+    few: int,
 ) -> dict[str, Any]:
     """Damage a channel, explain, and look at which place the explanation has it."""
     layer, channel, how = drawn
@@ -66,8 +77,7 @@ def case(
             round_weights(network)
         damage(weights_of(network)[layer], channel, how)
     damaged = original.replace(network, name="damaged")
-    labels = [np.asarray(torch.as_tensor(model(pool)).cpu()).argmax(1) for model in (original, damaged)]
-    deviating = np.flatnonzero(labels[0] != labels[1])
+    deviating = np.flatnonzero(labels != labels_of(damaged, pool))
     chosen = pool[deviating[:few]] if len(deviating) else pool[:few]
     start = time.perf_counter()
     found = slicing.explain((original, damaged), chosen, profiles=(means, slicing.profile(damaged, baseline)))
@@ -140,7 +150,7 @@ def main() -> None:
     else:
         parts = zoo.read_data(options.data)
         train, pool = (part.images[:n] for part, n in zip(parts, (options.baseline, options.pool), strict=True))
-    means = slicing.profile(original, train)
+    means, labels = slicing.profile(original, train), labels_of(original, pool)
     layers = list(weights_of(shipped.network).items())
     drawn = []
     for number in range(options.cases):
@@ -148,7 +158,7 @@ def main() -> None:
         drawn.append((layer, int(rng.integers(len(weight))), DAMAGES[number % len(DAMAGES)]))
     results: dict[str, Any] = {}
     for title, rounded in (("damage alone", False), ("damage and weights of eight bits", True)):
-        cases = [case(original, means, pool, train, rounded, one, options.images) for one in drawn]
+        cases = [case(original, means, pool, labels, train, rounded, one, options.images) for one in drawn]
         groups = {
             "all": cases,
             **{how: [c for c in cases if c["damage"] == how] for how in DAMAGES},
