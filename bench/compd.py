@@ -267,7 +267,7 @@ def main() -> None:
     parser.add_argument(
         "--from-train", type=int, default=3000, help="training images that `iterate` searches; 0: the seeds"
     )
-    parser.add_argument("--consistency", type=float, default=10.0, help="its weight in `iterate`")
+    parser.add_argument("--consistency", type=float, default=1.0, help="its weight in `iterate`")
     parser.add_argument("--epochs", type=int, default=None, help="of each repair; default the study's")
     parser.add_argument("--rate", type=float, default=None, help="of each repair; default the study's")
     parser.add_argument("--pictures", type=int, default=None, help="most in a repair; default the study's, 0: all")
