@@ -8,45 +8,19 @@
 namespace compdx {
 inline namespace COMPDX_ISA_NAMESPACE {
 
-COMPDX_HD uint32_t float_bits(float value) {
-#if defined(__CUDA_ARCH__)
-    return __float_as_uint(value);
-#else
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return bits;
-#endif
+// The same bits as another type. Compilers of both sides make a move of registers of the copy, or nothing.
+template <class To, class From>
+COMPDX_HD To same_bits(From value) {
+    static_assert(sizeof(To) == sizeof(From), "bits of one for bits of the other");
+    To result;
+    memcpy(&result, &value, sizeof result);
+    return result;
 }
 
-COMPDX_HD float float_of_bits(uint32_t bits) {
-#if defined(__CUDA_ARCH__)
-    return __uint_as_float(bits);
-#else
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-#endif
-}
-
-COMPDX_HD uint64_t double_bits(double value) {
-#if defined(__CUDA_ARCH__)
-    return static_cast<uint64_t>(__double_as_longlong(value));
-#else
-    uint64_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return bits;
-#endif
-}
-
-COMPDX_HD double double_of_bits(uint64_t bits) {
-#if defined(__CUDA_ARCH__)
-    return __longlong_as_double(static_cast<int64_t>(bits));
-#else
-    double value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-#endif
-}
+COMPDX_HD uint32_t float_bits(float value) { return same_bits<uint32_t>(value); }
+COMPDX_HD float float_of_bits(uint32_t bits) { return same_bits<float>(bits); }
+COMPDX_HD uint64_t double_bits(double value) { return same_bits<uint64_t>(value); }
+COMPDX_HD double double_of_bits(uint64_t bits) { return same_bits<double>(bits); }
 
 COMPDX_HD bool is_finite(float value) { return (float_bits(value) & 0x7f800000u) != 0x7f800000u; }
 
