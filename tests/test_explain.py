@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 
 import compdx
 from compdx import Inputs, Model, Seeds, compress, slicing, zoo
-from compdx.slicing.explanation import Explanation, Measures, WeightChanges
+from compdx.slicing.explanation import FILE, Explanation, read
+from compdx.slicing.measures import Measures, WeightChanges
 from compdx.zoo import digits
 
 torch = pytest.importorskip("torch")
@@ -402,6 +404,30 @@ def test_an_explanation_as_json_and_as_text() -> None:
     assert text.splitlines()[2].startswith("4.conv2 ")
     assert "4.conv2, channel 3: 72 inverted of 72 weights" in text
     assert repr(found).startswith("<Explanation of 5 findings: 7 layers, ")
+    for side, measures in (("", found.findings), ("seed_", found.seeds)):
+        for name in ("error", "drift"):
+            wanted = getattr(measures, name)
+            np.testing.assert_allclose(document["by_layer"][side + name], wanted.mean(0), rtol=1e-4)
+            if not side:
+                rows = [finding["by_layer"][name] for finding in document["findings"]]
+                np.testing.assert_allclose(rows, wanted, rtol=1e-4)
+
+
+def test_an_explanation_on_disk(tmp_path: Path) -> None:
+    found = explained(network(), broken(network(), "4.conv2", 3))
+    (tmp_path / FILE).write_text("an earlier one")
+    assert found.save(tmp_path) == tmp_path / "explanation.json"
+    assert read(tmp_path / FILE) == json.loads(json.dumps(found.to_json()))
+    assert found.save(tmp_path, "other.json") == tmp_path / "other.json"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["explanation.json", "other.json"]
+    with pytest.raises(NotADirectoryError, match=r"directory must be one that there is, got .*nowhere"):
+        found.save(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
+        read(tmp_path / "nowhere.json")
+    for text, words in (("{", "cannot be read"), ("[1]", "must hold a JSON object, got list")):
+        (tmp_path / FILE).write_text(text)
+        with pytest.raises(ValueError, match=rf"explanation\.json {words}"):
+            read(tmp_path / FILE)
 
 
 def test_findings_of_a_search() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +13,7 @@ from compdx.cli import models
 from compdx.cli import options as opt
 from compdx.cli.answer import NOTHING, Answer
 from compdx.model import import_optional
-
-EXPLANATION = "explanation.json"
+from compdx.slicing import explanation as explanations
 
 
 def command(
@@ -35,7 +33,8 @@ def command(
     ] = False,
     top: Annotated[int, typer.Option("--top", min=1, help="Layers, channels and synapses that are told.")] = 5,
     out: Annotated[
-        Path | None, typer.Option("--out", help=f"The explanation as JSON; {EXPLANATION} in the run if not given.")
+        Path | None,
+        typer.Option("--out", help=f"The explanation as JSON; {explanations.FILE} in the run if not given."),
     ] = None,
     device: opt.Device = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of torch.")] = None,
@@ -71,8 +70,7 @@ def command(
             theta=slicing.Theta() if theta else None,
             top=top,
         )
-        path = run / EXPLANATION if out is None else out
-        path.write_text(json.dumps(explanation.to_json(), allow_nan=False, indent=1) + "\n", encoding="utf-8")
+        path = explanation.save(run) if out is None else explanation.save(out.parent, out.name)
         answer.give(
             NOTHING,
             data={"run": str(run), "out": str(path), "explanation": explanation.to_json()},

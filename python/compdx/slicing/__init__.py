@@ -10,7 +10,8 @@ from __future__ import annotations
 from compdx.slicing.contributions import Contributions, Layers, Slice
 from compdx.slicing.engine import Theta
 from compdx.slicing.explaining import explain
-from compdx.slicing.explanation import Explanation, Measures, Signature, Synapse, WeightChanges
+from compdx.slicing.explanation import Explanation, Signature
+from compdx.slicing.measures import Measures, Synapse, WeightChanges
 from compdx.slicing.profiles import Profile, profile
 from compdx.slicing.slicer import slice
 

@@ -20,7 +20,8 @@ from compdx.ops.checks import within
 from compdx.seeds import Seeds
 from compdx.slicing.contributions import Layers
 from compdx.slicing.engine import Theta
-from compdx.slicing.explanation import CHANGES, Change, Explanation, Measures, Synapse, WeightChanges
+from compdx.slicing.explanation import Explanation
+from compdx.slicing.measures import CHANGES, Change, Measures, Synapse, WeightChanges
 from compdx.slicing.pairing import Graph, Place, places
 from compdx.slicing.profiles import BATCH, Baseline, Profile, profile
 from compdx.slicing.slicer import slice as sliced

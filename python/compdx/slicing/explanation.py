@@ -2,139 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Change = Literal["pruned", "inverted", "changed"]
-CHANGES: tuple[Change, ...] = ("pruned", "inverted", "changed")
+from compdx.slicing.measures import Measures, Synapse, WeightChanges
+
+FILE = "explanation.json"
 FEW = 3
 """Up to so many channels can be the cause of a finding; an error in more of them is the layer's."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Measures:
-    """How far a compressed model is from its original on N images, in every layer of L.
-
-    All are relative to what the original's neurons differ from their means: sums of squares over the neurons of a
-    layer, each weighted with the magnitude of its contribution to the original's decision, over the same sum of the
-    squares of Δ.
-
-    Attributes:
-        channels: By layer, float64 ``[N, C]``: the error that the layer itself makes in each channel, when it is given
-            what the original computed before it. The sum over channels is the layer's.
-        unweighted: The same without contributions.
-        drift: float64 ``[N, L]``, the error as the compressed model runs: its own and what it has inherited.
-        lost: float64 ``[N, L]``, the part of the original's contributions whose neurons have none in the compressed
-            model, 0 to 1, by magnitude.
-        inverted: The part whose neurons contribute in the other direction there.
-    """
-
-    channels: dict[str, Floats]
-    unweighted: dict[str, Floats]
-    drift: Floats
-    lost: Floats
-    inverted: Floats
-
-    @cached_property
-    def error(self) -> Floats:
-        """float64 ``[N, L]``, the error that each layer itself makes."""
-        return np.stack([part.sum(1) for part in self.channels.values()], 1)
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[Measures]) -> Measures:
-        """The measures of all images of at least one part, in order."""
-
-        def joined(layers: Sequence[dict[str, Floats]]) -> dict[str, Floats]:
-            return {layer: np.concatenate([part[layer] for part in layers]) for layer in layers[0]}
-
-        return cls(
-            channels=joined([part.channels for part in parts]),
-            unweighted=joined([part.unweighted for part in parts]),
-            drift=np.concatenate([part.drift for part in parts]),
-            lost=np.concatenate([part.lost for part in parts]),
-            inverted=np.concatenate([part.inverted for part in parts]),
-        )
-
-    def select(self, layers: Sequence[str]) -> Measures:
-        """The measures of some of the layers."""
-        known = list(self.channels)
-        places = [known.index(layer) for layer in layers]
-        return Measures(
-            channels={layer: self.channels[layer] for layer in layers},
-            unweighted={layer: self.unweighted[layer] for layer in layers},
-            drift=self.drift[:, places],
-            lost=self.lost[:, places],
-            inverted=self.inverted[:, places],
-        )
-
-    def ranked(self, rows: Any = slice(None)) -> list[str]:
-        """The layers by their own error, the mean over these rows, largest first.
-
-        Layers of equal error follow each other by what it is without contributions, then as in the network.
-        """
-        plain = np.array([part[rows].sum(-1).mean() for part in self.unweighted.values()])
-        error = np.array([part[rows].sum(-1).mean() for part in self.channels.values()])
-        names = list(self.channels)
-        return [names[place] for place in _descending(error, plain)]
-
-    def ranked_channels(self, layer: str, rows: Any = slice(None)) -> list[int]:
-        """The channels of a layer in the same order."""
-        error, plain = (_mean(part[layer][rows]) for part in (self.channels, self.unweighted))
-        return [int(channel) for channel in _descending(error, plain)]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class WeightChanges:
-    """What compression did to the weights of a layer; with batch normalization where only one of the two has it folded.
-
-    Attributes:
-        pruned: int64 ``[C]``, by output channel: weights that are 0 in the compressed model only.
-        inverted: Weights whose sign is the other.
-        changed: All others that are not the same: rounded, or trained further.
-        size: Weights of a channel.
-    """
-
-    pruned: npt.NDArray[np.int64]
-    inverted: npt.NDArray[np.int64]
-    changed: npt.NDArray[np.int64]
-    size: int
-
-    def text(self, channel: int | None = None) -> str:
-        """The three in words, of one channel or of the layer."""
-        size = self.size if channel is not None else self.size * len(self.pruned)
-        counts = {
-            name: int(getattr(self, name).sum() if channel is None else getattr(self, name)[channel])
-            for name in CHANGES
-        }
-        words = [f"{count:,} {name}" for name, count in counts.items() if count]
-        return f"{', '.join(words)} of {size:,} weights" if words else f"all {size:,} weights as they were"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Synapse:
-    """A weight that compression changed, and its part in the error of its layer on one image.
-
-    Attributes:
-        layer: Where.
-        index: Its place in the weight.
-        original, compressed: What it was and what it is.
-        change: What happened to it.
-        share: 0 to 1: its |change of the weight| · |Δ of its input| · |contribution of its output|, over the positions
-            of the layer, in the sum of all synapses.
-    """
-
-    layer: str
-    index: tuple[int, ...]
-    original: float
-    compressed: float
-    change: Change
-    share: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,21 +147,25 @@ class Explanation:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """All of it that is to be read, as JSON values: signatures, and of every finding the first layers."""
+        """All of it that is to be read, as JSON values, a few thousand characters a finding.
+
+        ``layers``; ``by_layer``: the mean error and drift of all of them, and on the seeds; ``mean``: `rows` of the
+        first; ``weights``; ``unpaired``; ``findings``: of each the classes, the identity of its seed, ``by_layer``,
+        `rows` as ``layers`` and ``synapses``; ``signatures``; ``settings``. Measures have five digits.
+        """
         return {
             "layers": list(self.layers),
             "unpaired": {side: list(names) for side, names in self.unpaired.items()},
-            "weights": {
-                name: {"size": w.size * len(w.pruned), **{c: int(getattr(w, c).sum()) for c in CHANGES}}
-                for name, w in self.weights.items()
-            },
-            "mean": self.rows(),
+            "weights": {name: {"size": w.size * len(w.pruned), **w.counts()} for name, w in self.weights.items()},
+            "by_layer": self._by_layer(slice(None), seeds=True),
+            "mean": _rounded(self.rows()),
             "findings": [
                 {
                     "seed_index": None if self.seed_index is None else int(self.seed_index[row]),
                     "original_label": int(self.original_labels[row]),
                     "compressed_label": int(self.compressed_labels[row]),
-                    "layers": self.rows(row),
+                    "by_layer": self._by_layer(slice(row, row + 1), seeds=False),
+                    "layers": _rounded(self.rows(row)),
                     "synapses": [{**asdict(s), "index": list(s.index)} for s in self.synapses[row]],
                 }
                 for row in range(len(self))
@@ -298,6 +184,35 @@ class Explanation:
             ],
             "settings": self.settings,
         }
+
+    def _by_layer(self, rows: slice, *, seeds: bool) -> dict[str, list[float]]:
+        """Mean error and drift of every layer, in the order of the network."""
+        sides = {"": self.findings, **({"seed_": self.seeds} if seeds and self.seeds is not None else {})}
+        return {
+            f"{side}{name}": _rounded(getattr(measures, name)[rows].mean(0).tolist())
+            for side, measures in sides.items()
+            for name in ("error", "drift")
+        }
+
+    def save(self, directory: str | os.PathLike[str], name: str = FILE) -> Path:
+        """Write `to_json` into a run directory, in place of an earlier explanation, and return the path.
+
+        Args:
+            directory: Where.
+            name: The file; a report shows the one of the default name.
+
+        Raises:
+            NotADirectoryError: There is no such directory.
+        """
+        folder = Path(directory)
+        if not folder.is_dir():
+            msg = f"directory must be one that there is, got {folder}"
+            raise NotADirectoryError(msg)
+        path = folder / name
+        temporary = path.with_name(f"{path.name}.tmp")
+        temporary.write_text(json.dumps(self.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+        return path
 
     def __str__(self) -> str:
         deviating = int((self.original_labels != self.compressed_labels).sum())
@@ -324,13 +239,31 @@ class Explanation:
         return "\n".join(lines)
 
 
-def _descending(first: Floats, second: Floats) -> npt.NDArray[np.int64]:
-    """The order of falling values; equal ones by the second, then by their places."""
-    return np.lexsort((np.arange(len(first)), -second, -first))
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `Explanation.save` wrote: the values of `Explanation.to_json`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read, or holds something else; names it.
+    """
+    try:
+        document = json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        msg = f"{path} cannot be read: {error}"
+        raise ValueError(msg) from error
+    if not isinstance(document, dict):
+        msg = f"{path} must hold a JSON object, got {type(document).__name__}"
+        raise ValueError(msg)
+    return document
 
 
-def _mean(part: Floats) -> Floats:
-    return part if part.ndim == 1 else part.mean(0)
+def _rounded(value: Any) -> Any:
+    """JSON values whose measures have five digits."""
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def _channels(channels: tuple[int, ...]) -> str:
