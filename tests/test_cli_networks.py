@@ -259,6 +259,9 @@ def test_slice_tells_what_made_the_models_differ(bench: Path) -> None:
     assert {"seed_error", "seed_drift"} <= explanation["mean"][0].keys()
     assert len(explanation["mean"]) == 2
     assert json.loads((bench / "run" / "explanation.json").read_text()) == explanation
+    answer(bench, "report", "run", "--seeds", "digits", "--out", "why.html")
+    page = (bench / "why.html").read_text(encoding="utf-8")
+    assert (page.count("<summary>Why: layer "), page.count('<section id="why"')) == (len(explanation["findings"]), 1)
     code, out, _ = run(bench, *arguments, "--limit", "2", "--out", "why.json")
     assert code == 0
     assert out.startswith("2 findings, ")

@@ -21,7 +21,10 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 42
 ROW, BAR = 27, 12  # of charts with horizontal bars
 COLOURS = ("c-before", "c-accent")  # of what was before, and of what is after
 SHADES = 6  # of the matrix: class q0 is none, q6 the most
+PLOT = 120  # height of a plot with columns
+TAIL = 14  # letters of a name below a column: its end, which tells it from others
 _LETTER = 6.4  # about the width of one
+_CROWDED, _WIDEST = 13.0, 26.0  # of columns: names that are nearer than that lie on each other; no column is wider
 
 Numbers = Sequence[float] | npt.NDArray[np.floating | np.integer]
 
@@ -55,8 +58,8 @@ class Axis:
     def write(self, value: float) -> str:
         """A tick's text."""
         if self.percent:
-            small = self.high - self.low < 0.04
-            return percent(round(value, 6), 1 if small else 0)
+            step = 100 * _step(self.high - self.low, self.whole)
+            return percent(round(value, 9), next((n for n in range(5) if abs(round(step, n) - step) < 1e-9), 5))
         if abs(value) >= 1e6:
             return f"{value / 1e6:g} M"
         if abs(value) >= 1e4:
@@ -176,6 +179,66 @@ def pairs(
             body.append(_bar(0, y, value * unit, COLOURS[place], f"{name}, {when}: {texts[row][place]}"))
             body.append(_text(texts[row][place], value * unit + 6, y + BAR - 2, "start", "value"))
     return _svg("".join(body), label, height=len(names) * height)
+
+
+def columns(
+    names: Sequence[str],
+    values: Numbers,
+    behind: Numbers | None,
+    y: Axis,
+    *,
+    label: str,
+    titles: Sequence[str] | None = None,
+    height: float = PLOT,
+) -> str:
+    """A column for each of many names, in order, and behind them wider ones of what they are compared with.
+
+    Names are written below, turned where they are long, of crowded columns those of the highest. ``titles`` are shown
+    over a column that is pointed at; without them all columns are one shape, which takes far less text. ``height`` is
+    that of the plot.
+    """
+    ticks = [(value, y.write(value)) for value in y.ticks()]
+    left = max(len(text) for _, text in ticks) * _LETTER + 10
+    step = (WIDTH - left - 2) / max(len(names), 1)
+    floor = TOP + height
+
+    def level(value: float) -> float:
+        return floor - y.share(value) * height
+
+    body = [_text(y.title, 0, 11, "start", "title")]
+    for value, text in ticks:
+        kind = "grid" if value else "base"
+        body.append(
+            f'<line class="{kind}" x1="{left:.1f}" x2="{WIDTH}" y1="{level(value):.1f}" y2="{level(value):.1f}"/>'
+        )
+        body.append(_text(text, left - 6, level(value) + 4, "end", "tick"))
+    for series, colour, share in ((behind, COLOURS[0], 0.9), (values, COLOURS[1], 0.9 if behind is None else 0.5)):
+        if series is None:
+            continue
+        width = min(share * step, share * _WIDEST)
+        boxes = [(left + (k + 0.5) * step - width / 2, level(value)) for k, value in enumerate(series)]
+        if titles is None:
+            path = "".join(f"M{x:.1f} {floor:.1f}V{top:.1f}h{width:.1f}V{floor:.1f}" for x, top in boxes)
+            body.append(f'<path class="{colour}" d="{path}"/>')
+            continue
+        body += [
+            f'<rect class="{colour}" x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" height="{floor - top:.1f}">'
+            f"<title>{escape(title)}</title></rect>"
+            for (x, top), title in zip(boxes, titles, strict=True)
+        ]
+    ends = [name if len(name) <= TAIL else "…" + name[1 - TAIL :] for name in names]
+    middles = [left + (k + 0.5) * step for k in range(len(names))]
+    longest = max(map(len, ends), default=0) * _LETTER
+    if longest <= step:
+        body += [_text(name, x, floor + 16, "middle", "tick") for name, x in zip(ends, middles, strict=True)]
+        return _svg("".join(body), label, height=floor + 24)
+    shown: list[float] = []
+    for k in sorted(range(len(names)), key=lambda k: -values[k]):
+        if all(abs(middles[k] - other) >= _CROWDED for other in shown):
+            shown.append(middles[k])
+            turn = f"translate({middles[k] + 4:.1f} {floor + 6:.1f}) rotate(-90)"
+            body.append(f'<text class="tick" text-anchor="end" transform="{turn}">{escape(ends[k])}</text>')
+    return _svg("".join(body), label, height=floor + 10 + longest)
 
 
 def matrix(names: Sequence[str], counts: npt.NDArray[np.int64], *, label: str, rows: str, columns: str) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from compdx.contact import AMPLIFICATIONS
 from compdx.findings import EXHAUSTED, KINDS
+from compdx.report.reasons import Reason, Why
 from compdx.report.wording import label, number, percent, plural
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 SIDE = 128  # pixels; larger pictures are reduced to it
 SMOOTH_FROM = 65  # pixels; smaller pictures are shown pixel by pixel
-PICTURE_CHARACTERS = 3_500_000  # most that all pictures may take in the page
+PICTURE_CHARACTERS = 3_500_000  # most that all pictures, and what explains them, may take in the page
 
 _Pixels = npt.NDArray[np.uint8]
 
@@ -59,6 +60,7 @@ class Card:
         facts: Queries and distances.
         trace: The operators that led here.
         sha256: Of the finding's bytes, as in the table.
+        reason: Why the models differ on it; None where that was not explained.
     """
 
     seed: int
@@ -73,6 +75,7 @@ class Card:
     facts: str
     trace: str
     sha256: str
+    reason: Reason | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,9 @@ class Gallery:
     smooth: bool
 
 
-def gallery(findings: Findings, *, seeds: Seeds | None, names: Sequence[str] | None, limit: int) -> Gallery:
+def gallery(
+    findings: Findings, *, seeds: Seeds | None, names: Sequence[str] | None, limit: int, why: Why | None = None
+) -> Gallery:
     """The gallery of at most ``limit`` findings, fewer where their pictures would make the page too large.
 
     Raises:
@@ -119,8 +124,8 @@ def gallery(findings: Findings, *, seeds: Seeds | None, names: Sequence[str] | N
     cards: list[Card] = []
     room = PICTURE_CHARACTERS
     for record, image, origin in zip(records, images, origins, strict=True):
-        card = _card(record, image, origin, factor, names)
-        room -= sum(len(uri) for _, _, uri in card.pictures)
+        card = _card(record, image, origin, factor, names, why)
+        room -= sum(len(uri) for _, _, uri in card.pictures) + (card.reason.size if card.reason else 0)
         if room < 0 and cards:
             break
         cards.append(card)
@@ -170,7 +175,12 @@ def _amplification(differences: list[npt.NDArray[np.int32]]) -> int:
 
 
 def _card(
-    record: dict[str, Any], image: _Pixels, origin: Origin | None, factor: int, names: Sequence[str] | None
+    record: dict[str, Any],
+    image: _Pixels,
+    origin: Origin | None,
+    factor: int,
+    names: Sequence[str] | None,
+    why: Why | None,
 ) -> Card:
     seed, kind = record["seed_index"], record["kind"]
     answers = [_answer(record, model, names) for model in ("original", "compressed")]
@@ -199,6 +209,7 @@ def _card(
         facts=f"step {record['step']:,} · L2 {number(record['l2'], 2)} · L∞ {record['linf']}",
         trace=" → ".join(record["operators"] or ()),
         sha256=record["sha256"],
+        reason=None if why is None else why.reason(seed),
     )
 
 

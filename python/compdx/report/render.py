@@ -14,7 +14,7 @@ from typing import Any
 from compdx import store
 from compdx.findings import KINDS, Findings
 from compdx.model import import_optional
-from compdx.report import figures, repairs
+from compdx.report import figures, reasons, repairs
 from compdx.report.gallery import gallery
 from compdx.report.wording import duration, flat, moment, number, percent, plural
 from compdx.seeds import Seeds
@@ -51,11 +51,12 @@ def write(
 ) -> Path:
     """Write the report of a run: one HTML file with all it needs inside, which asks no network for anything.
 
-    The run may be unfinished. Its timeline (``progress.jsonl``) and its repair (``repair.json``) are part of the report
-    where the directory holds them. The findings that are shown are compared with their hashes first. Nothing is random.
+    The run may be unfinished. Its timeline (``progress.jsonl``), its explanation (``explanation.json``) and its repair
+    (``repair.json``) are part of the report where the directory holds them. The findings that are shown are compared
+    with their hashes first. Nothing is random.
 
     Args:
-        run: A run directory, or findings, which have no timeline and no repair.
+        run: A run directory, or findings, which have no timeline, no explanation and no repair.
         path: The file, which is replaced when it exists; default ``report.html`` in the run directory.
         seeds: Seeds that hold those of the findings; a run knows only where they come from. Without them the gallery
             shows the findings alone.
@@ -87,6 +88,7 @@ def write(
         msg = f"seeds must have the shape of the findings, {findings.shape}, got {seeds.shape}"
         raise ValueError(msg)
     names = seeds.names if names is None and seeds is not None else names
+    why = None if folder is None else reasons.read(folder, findings, names)
     page = _page(
         jinja2,
         run=findings,
@@ -96,7 +98,8 @@ def write(
         tiles=_tiles(findings),
         outcomes=figures.outcomes(findings),
         explained=EXPLAINED,
-        gallery=gallery(findings, seeds=seeds, names=names, limit=limit),
+        gallery=gallery(findings, seeds=seeds, names=names, limit=limit, why=why),
+        why=why,
         figures=figures.of_findings(findings, names),
         time=figures.of_time(timeline),
         pictures=_pictures(findings),
