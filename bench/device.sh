@@ -17,7 +17,7 @@ cd "$(dirname "$0")/.."
 OUT=${OUT:-build/device}
 PYTHON=${PYTHON:-python3}
 LIMIT=${LIMIT:-570}
-SECTIONS=${SECTIONS:-build tests memcheck racecheck search kernels counters profile compiled peers scale reproduce}
+SECTIONS=${SECTIONS:-build tests memcheck racecheck search kernels counters profile compiled peers scale slicing reproduce}
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 scratch=$(mktemp -d)
@@ -107,6 +107,7 @@ wanted profile && bench profile profile 40
 wanted compiled && bench search search-compiled 120 --compile --pairs lenet5 resnet20 resnet18 --chains 1024 8192
 wanted peers && bench peers peers 60
 wanted scale && bench scale scale 60
+wanted slicing && bench slicing slicing 60
 # CompD's experiments, where CIFAR-10 was brought along: COMPDX_DATA holds cifar10/train.parquet and test.parquet.
 if wanted reproduce && [ -d "${COMPDX_DATA:-}/cifar10" ]; then
     for scheme in prune quant; do

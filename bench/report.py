@@ -360,6 +360,75 @@ def memory(record: Row, suffix: str) -> Part:  # noqa: ARG001
     return part
 
 
+def slicing(record: Row, suffix: str) -> Part:  # noqa: ARG001
+    part, found = Part(), record["measured"]
+    times, chosen = found["seconds_a_sample"], found["selected"]
+    rows = {
+        "one forward pass": ("forward", times),
+        "the three convolutions of every layer on signs, the floor of a slice": ("floor", times),
+        "a slice, everything kept": ("slice", times),
+        "the same, with the absolute sums of the samples": ("absolute", times),
+        f"a slice with the paper's selection (ε {chosen['epsilon']:g}, β {chosen['beta']:g}), "
+        f"{chosen['samples']} samples at a time": ("seconds", chosen),
+    }
+    part.table(
+        f"{found['network']}, {found['multiplications'] / 1e6:,.0f} M multiplications a sample, {found['batch']} samples "
+        "at a time",
+        ("what", "ms a sample", "× one forward pass"),
+        (
+            [what, milliseconds(source, name), f"{source[name] / times['forward']:.1f}"]
+            for what, (name, source) in rows.items()
+        ),
+    )
+    memory = found["peak_megabytes"]
+    part.words.append(
+        f"The slice takes {ratio(found, 'times_the_floor', 2)} times its floor, in turns with it. Peak memory of the "
+        f"process: {memory['before']:,.0f} MB before the first slice, {memory['after']:,.0f} MB after it."
+    )
+    part.table(
+        "Published times of NNSlicer, on its authors' machine",
+        ("network", "one sample by itself", "a sample of a batch"),
+        (
+            [name, f"{seconds['alone']:g} s", f"{seconds['batched']:g} s"]
+            for name, seconds in record["published_seconds_a_sample"].items()
+        ),
+    )
+    return part
+
+
+def milliseconds(row: Row, name: str) -> str:
+    """A median of seconds with its quartiles, as milliseconds."""
+    scaled = {name: row[name] * 1e3, f"{name}_quartiles": [value * 1e3 for value in row[f"{name}_quartiles"]]}
+    return ratio(scaled, name, 1)
+
+
+def explain(record: Row, suffix: str) -> Part:  # noqa: ARG001
+    part, settings = Part(), record["settings"]
+    part.words.append(
+        f"{settings['cases']} random cases, each explained on up to {settings['images']} findings among "
+        f"{settings['pool']} images; profiles of {settings['baseline']} images. Goals: the layer first in "
+        f"{record['goals']['layer_first']:.0%}, the channel among the first five in "
+        f"{record['goals']['channel_in_five']:.0%}."
+    )
+    names = ("layer_first", "channel_in_five", "single_layer_first", "single_channel_in_five", "layer_first_by_drift")
+    for what, found in record.items():
+        if not (isinstance(found, dict) and "rates" in found):
+            continue
+        part.table(
+            f"{what.capitalize()}: how often the broken layer comes first, and the broken channel among the first five",
+            (
+                *("cases", "number", "layer first", "channel in five"),
+                *("of one finding: layer first", "channel in five", "layer of largest drift"),
+            ),
+            (
+                [name, str(row["cases"]), *(share(row[rate]) for rate in names)]
+                for name, row in found["rates"].items()
+                if row["cases"]
+            ),
+        )
+    return part
+
+
 # Of every section: how its records become words, the records, and the devices.
 SECTIONS: dict[str, tuple[Callable[[Row, str], Part], tuple[str, ...], tuple[str, ...]]] = {
     "search": (search, ("search", "search-compiled"), ("", "-cuda")),
@@ -368,6 +437,8 @@ SECTIONS: dict[str, tuple[Callable[[Row, str], Part], tuple[str, ...], tuple[str
     "peers": (peers, ("peers",), ("", "-cuda")),
     "scale": (scale, ("scale",), ("", "-cuda")),
     "memory": (memory, ("memory",), ("",)),
+    "slicing": (slicing, ("slicing",), ("", "-cuda")),
+    "explain": (explain, ("explain",), ("",)),
 }
 
 

@@ -172,6 +172,52 @@ def test_points_lie_where_their_values_are(place: tuple[Path, Path]) -> None:
     assert y1 < y2 < y0  # up is more
 
 
+def timed(name: str, seconds: float) -> dict[str, Any]:
+    return {name: seconds, f"{name}_quartiles": [seconds / 2, seconds, seconds * 2]}
+
+
+def test_slices_beside_a_forward_pass(place: tuple[Path, Path]) -> None:
+    page, results = place
+    sides = {"forward": 0.004, "floor": 0.010, "slice": 0.016, "absolute": 0.020}
+    measured = {
+        "network": "resnet7",
+        "multiplications": 12_345_678,
+        "batch": 16,
+        "seconds_a_sample": {key: value for name, s in sides.items() for key, value in timed(name, s).items()},
+        "selected": {"samples": 3, "epsilon": 0.2, "beta": 0.01, **timed("seconds", 0.5)},
+        "peak_megabytes": {"before": 100.4, "after": 222.2},
+        **timed("times_the_floor", 1.6),
+    }
+    published = {"a network": {"alone": 40.0, "batched": 2.5}}
+    write(results, "slicing", {"measured": measured, "published_seconds_a_sample": published})
+    assert report(page, results).returncode == 0
+    text = page.read_text()
+    assert "resnet7, 12 M multiplications a sample, 16 samples at a time:" in text
+    assert "| a slice, everything kept | 16.0 (8.0–32.0) | 4.0 |" in text
+    assert "(ε 0.2, β 0.01), 3 samples at a time | 500.0 (250.0–1000.0) | 125.0 |" in text
+    assert "takes 1.60 (0.80–3.20) times its floor" in text
+    assert "100 MB before the first slice, 222 MB after it" in text
+    assert "| a network | 40 s | 2.5 s |" in text
+
+
+def test_explanations_of_every_kind_of_damage(place: tuple[Path, Path]) -> None:
+    page, results = place
+    names = ("layer_first", "channel_in_five", "single_layer_first", "single_channel_in_five", "layer_first_by_drift")
+    rates = {"cases": 8, **{name: 0.1 * (place + 1) for place, name in enumerate(names)}}
+    payload = {
+        "goals": {"layer_first": 0.9, "channel_in_five": 0.8},
+        "settings": {"cases": 8, "images": 5, "pool": 64, "baseline": 32, "seed": 0},
+        "some damage": {"rates": {"all": rates, "none of this kind": {"cases": 0}}, "cases": []},
+    }
+    write(results, "explain", payload)
+    assert report(page, results).returncode == 0
+    text = page.read_text()
+    assert "8 random cases, each explained on up to 5 findings among 64 images" in text
+    assert "Some damage: how often the broken layer comes first" in text
+    assert "| all | 8 | 10.0% | 20.0% | 30.0% | 40.0% | 50.0% |" in text
+    assert "none of this kind" not in text
+
+
 @pytest.mark.slow
 def test_a_record_says_its_command_without_paths(tmp_path: Path) -> None:
     pytest.importorskip("cv2")
