@@ -372,8 +372,8 @@ def slicing(record: Row, suffix: str) -> Part:  # noqa: ARG001
         f"{chosen['samples']} samples at a time": ("seconds", chosen),
     }
     part.table(
-        f"{found['network']}, {found['multiplications'] / 1e6:,.0f} M multiplications a sample, {found['batch']} samples "
-        "at a time",
+        f"{found['network']}, {found['multiplications'] / 1e6:,.0f} M multiplications a sample, "
+        f"{found['batch']} samples at a time",
         ("what", "ms a sample", "× one forward pass"),
         (
             [what, milliseconds(source, name), f"{source[name] / times['forward']:.1f}"]

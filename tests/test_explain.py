@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 from pathlib import Path
@@ -350,6 +351,7 @@ def by_hand(errors: dict[str, Any], labels: list[list[int]], top: int = 3) -> Ex
         findings=Measures(channels=channels, unweighted=channels, drift=zero, lost=zero, inverted=zero),
         seeds=None,
         synapses=((),) * count,
+        where=(None,) * count,
         weights={"a": WeightChanges(pruned=np.array([1, 0]), inverted=np.zeros(2), changed=np.zeros(2), size=9)},
         original_labels=np.array(labels)[:, 0],
         compressed_labels=np.array(labels)[:, 1],
@@ -411,6 +413,50 @@ def test_an_explanation_as_json_and_as_text() -> None:
             if not side:
                 rows = [finding["by_layer"][name] for finding in document["findings"]]
                 np.testing.assert_allclose(rows, wanted, rtol=1e-4)
+
+
+def test_where_a_layer_errs_by_hand() -> None:
+    """The damaged layer on the original's input: its squared error at every position, weighted, over the channels."""
+    original = network()
+    compressed = broken(original, "4.conv2", 3)
+    x, data = images(3, seed=2), images(24)
+    found = slicing.explain((original, compressed), x, data=data, batch=2)
+    with torch.no_grad():
+        before = torch.nn.Sequential(*original[:4])(x)
+        block, other = original[4], compressed[4]
+        inside = torch.relu(block.bn1(block.conv1(before)))
+        error = (other.bn2(other.conv2(inside)) - block.bn2(block.conv2(inside))).double().square().numpy()
+        labels = [model(x).argmax(1).numpy() for model in (original, compressed)]
+    eye = np.eye(4, dtype=np.int64)
+    criterion = np.where((labels[0] == labels[1])[:, None], eye[labels[0]], eye[labels[0]] - eye[labels[1]])
+    neurons = slicing.slice(
+        original, slicing.profile(original, data), x, criterion=criterion, neuron_samples="all"
+    ).neurons
+    for row in range(3):
+        assert found.ranked(row)[0] == "4.conv2"
+        weights = np.abs(neurons["4.bn2"].samples[row].astype(np.float64))
+        where = found.where[row]
+        assert where is not None
+        np.testing.assert_allclose(where, (weights * error[row]).sum(0), rtol=1e-4)
+        told = found.to_json()["findings"][row]["where"]
+        assert told["shape"] == [4, 4]
+        values = np.frombuffer(base64.b64decode(told["values"]), np.uint8).reshape(4, 4)
+        np.testing.assert_allclose(values, where / where.max() * 255, atol=0.51)
+
+
+def test_large_layers_are_told_on_a_grid_and_linear_ones_not_at_all() -> None:
+    module = nn.Sequential(
+        nn.Conv2d(1, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(32, 3)
+    ).eval()
+    x = torch.randn(4, 1, 64, 48, generator=torch.Generator().manual_seed(4))
+    found = slicing.explain((module, broken(module, "0", 1)), x[:1], data=x)
+    where = found.where[0]
+    assert where is not None
+    assert where.shape == (32, 32)
+    found = slicing.explain((module, broken(module, "4", 0)), x[:1], data=x)
+    assert found.ranked(0)[0] == "4"
+    assert found.where == (None,)
+    assert found.to_json()["findings"][0]["where"] is None
 
 
 def test_an_explanation_on_disk(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import browser
 import compdx
@@ -90,6 +93,7 @@ def made_up(findings: Findings, layers: tuple[str, ...]) -> Explanation:
         findings=measured(),
         seeds=measured(),
         synapses=((synapse,) * 3,) * count,
+        where=tuple(rng.random((8, 4)).astype(np.float32) for _ in range(count)),
         weights=weights,
         original_labels=labels[0],
         compressed_labels=labels[1],
@@ -199,6 +203,35 @@ def test_cards_say_why(page: Page, real: tuple[Path, compdx.Seeds, Explanation])
             shapes = re.findall(r"M[\d.]+ ([\d.]+)V([\d.]+)", chart.one("path", class_=colour).attributes["d"])
             heights = np.array([float(floor) - float(top) for floor, top in shapes])
             np.testing.assert_allclose(heights / heights.max(), values / values.max(), atol=0.004)
+
+
+def test_pictures_of_where_it_happened(tmp_path: Path) -> None:
+    """Grey where the layer is right, all colour where it errs most, and the place in words."""
+    seeds = make_seeds(8, (3, 16, 16))
+    folder = make_run(tmp_path / "run", seeds, make_outcomes(seeds))
+    findings = Findings.load(folder)
+    document = made_up(findings, ("a", "b")).to_json()
+    values = np.zeros((4, 4), np.uint8)
+    values[3, 0] = 255
+    places = [{"shape": [4, 4], "values": base64.b64encode(values.tobytes()).decode()}, None]
+    places += [{"shape": [4, 5], "values": "AAAA"}, {"shape": [4], "values": "AAAA"}, {"shape": "4", "values": "!"}]
+    assert len(document["findings"]) >= len(places)
+    for entry, where in zip(document["findings"], places, strict=False):
+        entry["where"] = where
+    del document["findings"][len(places) :]
+    (folder / FILE).write_text(json.dumps(document))
+    page = Page(report.write(folder))
+    (shown,) = page.root.all("figure", class_="where")
+    image = shown.one("img")
+    assert image.attributes["alt"] == (
+        "Where the layer errs: most at 12 % of the way from left to right and 88 % from top to bottom"
+    )
+    png = Image.open(io.BytesIO(base64.b64decode(image.attributes["src"].split(",")[1]))).convert("RGB")
+    picture = np.asarray(png).astype(int)
+    np.testing.assert_allclose(picture[15, 0], (255, 106, 0), atol=12)
+    spread = picture.max(2) - picture.min(2)
+    assert spread[:8, 8:].max() < 12 < 200 < spread[14:, :2].min()
+    assert len(page.root.all("details", class_="why")) == len(places)
 
 
 def test_without_an_explanation_no_section(real: tuple[Path, compdx.Seeds, Explanation], tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SIDE = 128  # pixels; larger pictures are reduced to it
 SMOOTH_FROM = 65  # pixels; smaller pictures are shown pixel by pixel
+HEAT_SIDE, HEAT_SHADES = 64, 64  # pixels and colours of a picture of errors
+HEAT = (255, 106, 0)  # the colour of an error
 PICTURE_CHARACTERS = 3_500_000  # most that all pictures, and what explains them, may take in the page
 
 _Pixels = npt.NDArray[np.uint8]
@@ -61,6 +63,7 @@ class Card:
         trace: The operators that led here.
         sha256: Of the finding's bytes, as in the table.
         reason: Why the models differ on it; None where that was not explained.
+        where: Text alternative and data URI of the picture of where it happened; None where that is not known.
     """
 
     seed: int
@@ -76,6 +79,7 @@ class Card:
     trace: str
     sha256: str
     reason: Reason | None
+    where: tuple[str, str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +130,7 @@ def gallery(
     for record, image, origin in zip(records, images, origins, strict=True):
         card = _card(record, image, origin, factor, names, why)
         room -= sum(len(uri) for _, _, uri in card.pictures) + (card.reason.size if card.reason else 0)
+        room -= len(card.where[1]) if card.where else 0
         if room < 0 and cards:
             break
         cards.append(card)
@@ -195,6 +200,7 @@ def _card(
         title = f"Difference ×{factor}" if factor > 1 else "Difference"
         pictures.insert(0, ("Seed", f"Seed {seed}, label {of_seed}", _data_uri(origin.image)))
         pictures.append((title, f"What changed, at most {record['linf']} grey levels", _data_uri(shown)))
+    reason = None if why is None else why.reason(seed)
     known = [record[f"{model}_confidence"] for model in ("original", "compressed")]
     return Card(
         seed=seed,
@@ -209,7 +215,8 @@ def _card(
         facts=f"step {record['step']:,} · L2 {number(record['l2'], 2)} · L∞ {record['linf']}",
         trace=" → ".join(record["operators"] or ()),
         sha256=record["sha256"],
-        reason=None if why is None else why.reason(seed),
+        reason=reason,
+        where=None if reason is None or reason.where is None else _heat(image, reason.where),
     )
 
 
@@ -225,12 +232,33 @@ def _answer(record: dict[str, Any], model: str, names: Sequence[str] | None) -> 
     )
 
 
+def _heat(image: _Pixels, where: _Pixels) -> tuple[str, str]:
+    """Errors in colour over the picture in grey: where they are largest in words, and a data URI."""
+    grey = _picture(image, HEAT_SIDE).convert("L")
+    amount = Image.fromarray(where).resize(grey.size, Image.Resampling.BILINEAR)
+    mixed = Image.composite(Image.new("RGB", grey.size, HEAT), grey.convert("RGB"), amount)
+    down, across = (
+        100 * (place + 0.5) / side
+        for place, side in zip(np.unravel_index(where.argmax(), where.shape), where.shape, strict=True)
+    )
+    place = f"{across:.0f} % of the way from left to right and {down:.0f} % from top to bottom"
+    return f"Where the layer errs: most at {place}", _png(mixed.quantize(HEAT_SHADES))
+
+
 def _data_uri(image: _Pixels) -> str:
-    """A PNG of the first three channels, or of the first one where there are fewer; large pictures are reduced."""
+    return _png(_picture(image, SIDE))
+
+
+def _picture(image: _Pixels, side: int) -> Image.Image:
+    """The first three channels, or the first one where there are fewer; large pictures are reduced."""
     pixels = image[:3].transpose(1, 2, 0) if len(image) >= 3 else image[0]
     picture = Image.fromarray(np.ascontiguousarray(pixels))
-    if max(picture.size) > SIDE:
-        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    if max(picture.size) > side:
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return picture
+
+
+def _png(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

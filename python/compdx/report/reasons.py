@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from compdx.findings import KINDS, NON_FINITE
 from compdx.report import charts
@@ -60,11 +64,13 @@ class Reason:
         layers: The layers that err most, first the worst.
         svg: The error of all layers beside the mean of all findings; "" where it is not known.
         synapses: Of the first layer: place in the weight, original, compressed, what happened, share of the error.
+        where: Where in the image that layer errs, uint8 ``[h, w]``, 255 where it errs most; None: not known.
     """
 
     layers: list[Layer]
     svg: str
     synapses: list[tuple[str, str, str, str, str]]
+    where: npt.NDArray[np.uint8] | None
 
     @property
     def size(self) -> int:
@@ -120,7 +126,12 @@ class Why:
             words = f"Error of {plural(len(errors), 'layer')} on this finding"
             first = f"; the largest is that of layer {layers[0].name}, {layers[0].measures[0][0]}" if layers else ""
             svg = charts.columns(self.names, errors, self.mean, y, label=f"{words}{first}.", height=SMALL)
-        return Reason(layers=layers, svg=svg, synapses=_synapses(entry.get("synapses")))
+        return Reason(
+            layers=layers,
+            svg=svg,
+            synapses=_synapses(entry.get("synapses")),
+            where=_where(_mapping(entry.get("where"))),
+        )
 
 
 def read(folder: Path, findings: Findings, names: Sequence[str] | None) -> Why | None:
@@ -289,6 +300,17 @@ def _synapses(entries: Any) -> list[tuple[str, str, str, str, str]]:
         for entry in _list(entries)
         if isinstance(entry, dict)
     ]
+
+
+def _where(entry: Document) -> npt.NDArray[np.uint8] | None:
+    shape, values = entry.get("shape"), entry.get("values")
+    if not (isinstance(shape, list) and isinstance(values, str)):
+        return None
+    try:
+        h, w = shape
+        return np.frombuffer(base64.b64decode(values, validate=True), np.uint8).reshape(h, w)
+    except (TypeError, ValueError):
+        return None
 
 
 def _unpaired(sides: Document) -> str:

@@ -29,7 +29,10 @@ from compdx.slicing.subject import Subject, labels_of, parts
 from compdx.slicing.tracing import INPUT, Call
 
 NEEDS = "slicing"
+GRID = 32
+"""Places of a picture across and down at which an error is told."""
 Labels = npt.NDArray[np.int64]
+Detail = tuple[tuple[Synapse, ...], npt.NDArray[np.float32] | None]
 
 
 def explain(
@@ -90,7 +93,7 @@ def explain(
         msg = f"profiles must be those of the original and of the compressed model, got {profiles!r}"
         raise TypeError(msg)
     comparison = _Comparison(pair, profiles, theta, images[:1])
-    found, labels, synapses = comparison.measure(images, None, top, batch)
+    found, labels, details = comparison.measure(images, None, top, batch)
     before = None if starts is None else comparison.measure(starts, labels, 0, batch)[0]
     kept = [
         place.name
@@ -101,7 +104,8 @@ def explain(
         layers=tuple(kept),
         findings=found.select(kept),
         seeds=None if before is None else before.select(kept),
-        synapses=tuple(synapses),
+        synapses=tuple(synapses for synapses, _ in details),
+        where=tuple(where for _, where in details),
         weights=comparison.weight_changes(),
         original_labels=labels[0],
         compressed_labels=labels[1],
@@ -162,24 +166,27 @@ class _Comparison:
 
     def measure(
         self, rows: Any, labels: tuple[Labels, Labels] | None, top: int, batch: int
-    ) -> tuple[Measures, tuple[Labels, Labels], list[tuple[Synapse, ...]]]:
-        """What is measured on images, with the labels that both models give them unless they are given."""
-        collected: list[tuple[Measures, tuple[Labels, Labels], list[tuple[Synapse, ...]]]] = []
+    ) -> tuple[Measures, tuple[Labels, Labels], list[Detail]]:
+        """What is measured on images, with the labels that both models give them unless they are given.
+
+        With ``top`` also the details of the layer that comes first on each.
+        """
+        collected: list[tuple[Measures, tuple[Labels, Labels], list[Detail]]] = []
         for part in parts(len(rows), batch):
             given = None if labels is None else (labels[0][part], labels[1][part])
             collected.append(self._measure(rows[part], given, top))
-        measures, both, synapses = zip(*collected, strict=True)
+        measures, both, details = zip(*collected, strict=True)
         classes = tuple(np.concatenate(side) for side in zip(*both, strict=True))
-        return Measures.concatenate(measures), (classes[0], classes[1]), [row for part in synapses for row in part]
+        return Measures.concatenate(measures), (classes[0], classes[1]), [row for part in details for row in part]
 
     def _measure(
         self, rows: Any, labels: tuple[Labels, Labels] | None, top: int
-    ) -> tuple[Measures, tuple[Labels, Labels], list[tuple[Synapse, ...]]]:
+    ) -> tuple[Measures, tuple[Labels, Labels], list[Detail]]:
         torch = import_optional("torch", NEEDS)
         first, second = (self._run(subject, rows) for subject in self._subjects)
         labels = (first.labels, second.labels) if labels is None else labels
         contributions = self._slices(rows, labels, first.classes)
-        channels, unweighted, drifts, lost, inverted = {}, {}, [], [], []
+        channels, unweighted, drifts, lost, inverted, spread = {}, {}, [], [], [], {}
         with torch.no_grad(), Numerics().held():
             alone = self._alone(first, second)
             baseline = self._baseline(labels[0])
@@ -191,7 +198,9 @@ class _Comparison:
                 a, b = (_signs(side, name, y) for side, name in zip(contributions, _names(place), strict=True))
                 weight = a.abs().double()
                 whole, plain = (weight * delta).flatten(1).sum(1), delta.flatten(1).sum(1)
-                channels[place.name] = _ratio(_by_channel(weight * error, place.channels), whole[:, None])
+                wrong = weight * error
+                spread[place.name] = _over_the_picture(wrong, place.channels) if top else None
+                channels[place.name] = _ratio(_by_channel(wrong, place.channels), whole[:, None])
                 unweighted[place.name] = _ratio(_by_channel(error, place.channels), plain[:, None])
                 drifts.append(_ratio((weight * drift).flatten(1).sum(1), whole))
                 total = weight.flatten(1).sum(1)
@@ -204,8 +213,8 @@ class _Comparison:
                 lost=np.stack(lost, 1),
                 inverted=np.stack(inverted, 1),
             )
-            synapses = self._synapses(first, baseline, contributions[0], measures, top) if top else []
-        return measures, labels, synapses
+            details = self._details(first, baseline, contributions[0], measures, spread, top) if top else []
+        return measures, labels, details
 
     def _run(self, subject: Subject, rows: Any) -> _Ran:
         torch = import_optional("torch", NEEDS)
@@ -301,22 +310,30 @@ class _Comparison:
             found[name] = WeightChanges(**counts, size=a[0].numel())
         return found
 
-    def _synapses(
-        self, ran: _Ran, baseline: Baseline, neurons: Layers, measures: Measures, top: int
-    ) -> list[tuple[Synapse, ...]]:
-        """The first synapses of every image, in the layer that comes first for it."""
-        found: list[tuple[Synapse, ...]] = []
+    def _details(
+        self,
+        ran: _Ran,
+        baseline: Baseline,
+        neurons: Layers,
+        measures: Measures,
+        spread: dict[str, Any],
+        top: int,
+    ) -> list[Detail]:
+        """Of every image the first synapses in the layer that comes first for it, and where in the image it errs."""
+        found: list[Detail] = []
         by_name = {place.name: place for place in self.places}
         for row in range(len(ran.labels)):
             place = by_name[measures.ranked(row)[0]]
             if place.layer is None:
-                found.append(())
+                found.append(((), None))
                 continue
             call = ran.calls[place.name]
+            errors = spread[place.name] if call.operation.kind == "convolution" else None
+            where = None if errors is None else errors[row].float().cpu().numpy()
             operand = call.operation.operands[0]
             delta = baseline.differences(operand, ran.values[operand])[row : row + 1].abs()
             c = _signs(neurons, place.original, ran.values[place.original])[row : row + 1].abs().float()
-            found.append(_largest(place.name, call, delta, c, self._weights[place.name], top))
+            found.append((_largest(place.name, call, delta, c, self._weights[place.name], top), where))
         return found
 
 
@@ -397,6 +414,15 @@ def _signs(neurons: Layers, name: str, like: Any) -> Any:
 def _by_channel(t: Any, axis: int) -> Any:
     """Sums of each row over all but the channels, ``[B, C]``."""
     return t.movedim(axis, 1).flatten(2).sum(2) if t.ndim > 2 else t
+
+
+def _over_the_picture(t: Any, axis: int) -> Any:
+    """Sums over the channels at every position, ``[B, h, w]``, of neighbours the mean; None without positions."""
+    torch = import_optional("torch", NEEDS)
+    if t.ndim != 4:
+        return None
+    t = t.movedim(axis, 1).sum(1, keepdim=True)
+    return torch.nn.functional.adaptive_avg_pool2d(t, [min(side, GRID) for side in t.shape[2:]])[:, 0]
 
 
 def _ratio(a: Any, b: Any) -> npt.NDArray[np.float64]:

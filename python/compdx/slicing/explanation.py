@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -55,6 +56,8 @@ class Explanation:
         findings: What was measured on the findings.
         seeds: And on their seeds, for the same two classes; ``None`` where none were given.
         synapses: Of every finding, the first synapses of the layer that comes first.
+        where: Of every finding, where in the image that layer errs: float32 ``[h, w]``, at most 32 each, its error
+            weighted with the contributions, over all channels; ``None`` where it is no convolution in two dimensions.
         weights: What happened to the weights, by layer.
         original_labels, compressed_labels: int64 ``[N]``, the classes on the findings.
         seed_index: int64 ``[N]``, identities of the seeds; ``None`` where they have none.
@@ -66,6 +69,7 @@ class Explanation:
     findings: Measures
     seeds: Measures | None
     synapses: tuple[tuple[Synapse, ...], ...]
+    where: tuple[npt.NDArray[np.float32] | None, ...]
     weights: dict[str, WeightChanges]
     original_labels: npt.NDArray[np.int64]
     compressed_labels: npt.NDArray[np.int64]
@@ -151,7 +155,8 @@ class Explanation:
 
         ``layers``; ``by_layer``: the mean error and drift of all of them, and on the seeds; ``mean``: `rows` of the
         first; ``weights``; ``unpaired``; ``findings``: of each the classes, the identity of its seed, ``by_layer``,
-        `rows` as ``layers`` and ``synapses``; ``signatures``; ``settings``. Measures have five digits.
+        `rows` as ``layers``, ``synapses``, and ``where`` as bytes in base64, the largest 255; ``signatures``;
+        ``settings``. Measures have five digits.
         """
         return {
             "layers": list(self.layers),
@@ -167,6 +172,7 @@ class Explanation:
                     "by_layer": self._by_layer(slice(row, row + 1), seeds=False),
                     "layers": _rounded(self.rows(row)),
                     "synapses": [{**asdict(s), "index": list(s.index)} for s in self.synapses[row]],
+                    "where": _as_bytes(self.where[row]),
                 }
                 for row in range(len(self))
             ],
@@ -264,6 +270,14 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(inner) for inner in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def _as_bytes(values: npt.NDArray[np.float32] | None) -> dict[str, Any] | None:
+    """Values from 0 upwards as bytes, the largest 255."""
+    if values is None or not values.max() > 0:
+        return None
+    scaled = np.rint(values / values.max() * 255).astype(np.uint8)
+    return {"shape": list(values.shape), "values": base64.b64encode(scaled.tobytes()).decode("ascii")}
 
 
 def _channels(channels: tuple[int, ...]) -> str:
