@@ -1,7 +1,7 @@
 """Questions about CompD that one run cannot answer: does coverage help, which repair lowers what a new search finds?
 
     python -m bench.compd coverage [--study DIR --data DATA] [--seeds 1000] [--repeats 5]
-    python -m bench.compd repair [--study DIR --data DATA] [--variants paper consistency] [--repeats 3]
+    python -m bench.compd repair [--study DIR --data DATA] [--variants paper restart] [--repeats 3]
     python -m bench.compd iterate [--study DIR --data DATA] [--rounds 4] [--from-train 3000] [--repeats 3]
     python -m bench.compd tables --study DIR
 
@@ -36,6 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},
     "consistency": {"consistency": 1.0},
     "strong consistency": {"consistency": 10.0},
+    "restart": {"restart": True, "consistency": 1.0, "label_weight": 0.0},
 }
 
 
@@ -270,6 +271,8 @@ def main() -> None:
     parser.add_argument("--consistency", type=float, default=1.0, help="its weight in `iterate`")
     parser.add_argument("--epochs", type=int, default=None, help="of each repair; default the study's")
     parser.add_argument("--rate", type=float, default=None, help="of each repair; default the study's")
+    parser.add_argument("--schedule", choices=("one-cycle", "constant"), default=None, help="of its rate, likewise")
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default=None, help="of its passes, likewise")
     parser.add_argument("--pictures", type=int, default=None, help="most in a repair; default the study's, 0: all")
     parser.add_argument("--images", type=int, default=None, help="most training images in a repair, likewise")
     parser.add_argument("--unseen", type=int, default=None, help="at most so many unseen seeds")
@@ -279,7 +282,7 @@ def main() -> None:
     if options.smoke:
         case = from_digits(small=True)
         print(coverage(case, 60, 2, "logit", [1.0])["pair"])
-        print(mended(case, ["paper", "consistency"], 60, 1)["pair"])
+        print(mended(case, ["paper", "restart"], 60, 1)["pair"])
         print(iterated(case, 60, 1, 2, 60, 1.0)["pair"])
         return
     if options.question == "tables" and options.study is not None:
@@ -295,7 +298,11 @@ def main() -> None:
     if options.question in (None, "tables") or (options.study is None) != (options.data is None):
         parser.error("a question is needed, and --study with --data but for the digits; tables needs --study alone")
     case = from_digits(small=False) if options.study is None else from_study(options.study, options.data)
-    changed = {name: value for name in ("epochs", "rate") if (value := getattr(options, name)) is not None}
+    changed = {
+        name: value
+        for name in ("epochs", "rate", "schedule", "precision")
+        if (value := getattr(options, name)) is not None
+    }
     limits = {"picture_limit": options.pictures, "train_limit": options.images}
     case = replace(
         case,

@@ -284,6 +284,12 @@ def test_repair_closes_the_loop(bench: Path) -> None:
     assert all(bool((weights[1][key][weights[0][key] == 0] == 0).all()) for key in ("0.weight", "3.weight"))
     again = answer(bench, *SEARCH[:3], "--compressed", "mended", *SEARCH[5:], "--out", "run-2")
     assert again["pictures"]["pictures"] == 240
+    restarted = answer(
+        *(bench, "repair", "run", "--compressed", "pruned", "--data", "digits", "--out", "restarted", "--restart"),
+        *("--consistency", "1", "--label-weight", "0", "--epochs", "1", "--test-limit", "100"),
+    )
+    settings = restarted["report"]["settings"]
+    assert (settings["restart"], settings["label_weight"], settings["consistency"]) == (True, 0.0, 1.0)
     assert "out must be a new or empty directory" in error(
         bench, "repair", "run", "--compressed", "pruned", "--data", "digits", "--out", "mended"
     )

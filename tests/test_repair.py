@@ -303,11 +303,12 @@ def test_the_loss_is_cross_entropy_and_divergence(pair: Pair, findings: Any, tra
 
     with torch.no_grad():
         teacher = pair.original.module(torch.from_numpy(x)).numpy()
-    for weight, temperature in ((0.0, 2.0), (0.7, 3.0)):
-        options = {"consistency": weight, "temperature": temperature, "recipe": QUICK, "progress": False}
+    for own, weight, temperature in ((1.0, 0.0, 2.0), (1.0, 0.7, 3.0), (0.0, 0.7, 3.0), (0.5, 0.7, 3.0)):
+        options = {"consistency": weight, "temperature": temperature, "label_weight": own}
+        options |= {"recipe": QUICK, "progress": False}
         repair.finetune(pair, findings, train=train, holdout=train, **options)
         labels = spy.given["labels"][rows]
-        expected = -log_softmax(logits)[np.arange(5), labels].mean()
+        expected = -own * log_softmax(logits)[np.arange(5), labels].mean()
         wanted, soft = log_softmax(teacher / temperature), log_softmax(logits / temperature)
         expected += weight * temperature**2 * (np.exp(wanted) * (wanted - soft)).sum(1).mean()
         leaf = torch.from_numpy(logits).requires_grad_()
@@ -334,6 +335,49 @@ def test_consistency_brings_the_soft_scores_closer(pair: Pair, findings: Any, tr
         a, b = (torch.from_numpy(np.asarray(scores) / 2).log_softmax(1) for scores in done.pair(images))
         away.append(float(nn.functional.kl_div(b, a, reduction="batchmean", log_target=True)))
     assert away[1] < 0.5 * away[0]
+
+
+def test_a_restart_undoes_the_training(
+    network: Any, pair: Pair, pruned: Compressed, findings: Any, train: Seeds
+) -> None:
+    """With steps that do nothing, all that is left is the original with the same weights gone."""
+    done = repair.finetune(
+        pair, findings, train=train, recipe=replace(QUICK, epochs=1, rate=1e-30), restart=True, progress=False
+    )
+    assert done.report.settings["restart"]
+    state, trained = done.compressed.model.state_dict(), pruned.model.state_dict()
+    for name, tensor in network.state_dict().items():
+        if name.endswith("weight") and tensor.ndim == 4:
+            assert torch.equal(state[name], torch.where(trained[name] == 0, 0.0, tensor)), name
+        elif "running" not in name and "batches" not in name:
+            assert torch.equal(state[name], tensor), name
+    assert not torch.equal(trained["3.weight"], state["3.weight"])
+
+
+def test_a_restart_can_be_the_best_already(pair: Pair, findings: Any, train: Seeds) -> None:
+    recipe = replace(QUICK, epochs=1, rate=5.0)  # which ruins the network
+    done = repair.finetune(pair, findings, train=train, recipe=recipe, restart=True, progress=False)
+    assert done.report.settings["epoch"] == 0
+    assert len(done.history) == 1
+    assert done.report.settings["holdout_accuracy"] > done.history[0].holdout
+
+
+def test_a_restarted_int8_network_is_that_of_quantization_alone(network: Any, train: Seeds, seeds: Seeds) -> None:
+    few = train.select(slice(128))
+    options = {"inputs": digits.INPUTS, "mode": "qat"}
+    away = compress.quantize(network, few, train=train, recipe=replace(QUICK, rate=0.02), **options)
+    plain = compress.quantize(network, few, **options)
+    pair = Pair(Model(network, **INPUTS), Model(away, **INPUTS))
+    found = search(pair, seeds, method=Gradient(budget=3), progress=False)
+    recipe = replace(QUICK, epochs=1, rate=1e-30)
+    done = repair.finetune(
+        *(pair, found), train=train, recipe=recipe, restart=True, consistency=1.0, label_weight=0.0, progress=False
+    )
+    x = digits.INPUTS.table(1)[0][seeds.images].astype(np.float32)
+    with torch.no_grad():
+        wanted, got, was = (m(torch.from_numpy(x)) for m in (plain.model, done.compressed.model, away.model))
+    # The one epoch has moved the ranges of the activations a little.
+    assert float((wanted - got).abs().mean()) < 0.2 * float((wanted - was).abs().mean())
 
 
 def test_patience_ends_the_training(pair: Pair, findings: Any, train: Seeds) -> None:
@@ -575,6 +619,8 @@ def test_errors_name_what_is_wrong(pair: Pair, findings: Any, train: Seeds, netw
     other = Model(network, mean=0.4, std=0.5)
     with pytest.raises(ValueError, match="consistency needs models that want the same input"):
         finetune((other, pair.compressed), consistency=1.0)
+    with pytest.raises(TypeError, match="restart needs a model made of a Compressed"):
+        finetune((pair.original, Model(network, **INPUTS)), restart=True)
     none = findings.pictures.select(findings.pictures.invalid)
     with pytest.raises(ValueError, match="findings must hold pictures on which the original keeps"):
         finetune(found=none)
@@ -593,7 +639,7 @@ def test_errors_name_what_is_wrong(pair: Pair, findings: Any, train: Seeds, netw
     for name in ("patience", "train_limit", "picture_limit"):
         with pytest.raises(ValueError, match=f"{name}: expected 1"):
             finetune(**{name: 0})
-    for name, value in (("consistency", -1.0), ("temperature", 0.0), ("tolerance", 2.0)):
+    for name, value in (("consistency", -1.0), ("temperature", 0.0), ("tolerance", 2.0), ("label_weight", 0.0)):
         with pytest.raises(ValueError, match=f"{name} must be (a|in)"):
             finetune(**{name: value})
     with pytest.raises(TypeError, match="progress must be True, False or a callable, got str"):

@@ -492,6 +492,10 @@ class TestPairs:
         assert same(loaded.original.network, trained[1].network)
         assert loaded.compressed.record == json.loads(json.dumps(pair.compressed.record))
         assert loaded.model().name == f"{pair.compressed.record['scheme']} lenet5"
+        # What a repair can start from anew: the twin as the compression left the original.
+        started = pair.compressed.twin.state_dict() if pair.compressed.start is None else pair.compressed.start
+        assert loaded.compressed.start.keys() == started.keys()
+        assert all(torch.equal(loaded.compressed.start[key], tensor) for key, tensor in started.items())
         # A repaired twin comes back as it was repaired.
         with torch.no_grad():
             for parameter in loaded.compressed.twin.parameters():

@@ -41,6 +41,12 @@ def command(
     consistency: Annotated[
         float, typer.Option("--consistency", min=0.0, help="Weight of the agreement with the original's soft scores.")
     ] = 0.0,
+    label_weight: Annotated[
+        float, typer.Option("--label-weight", min=0.0, help="Weight of the labels; 0 learns the soft scores alone.")
+    ] = 1.0,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Start from the original's own weights, under the same compression.")
+    ] = False,
     train_limit: Annotated[int | None, typer.Option("--train-limit", min=1, help="Most training images.")] = None,
     picture_limit: Annotated[int | None, typer.Option("--picture-limit", min=1, help="Most pictures.")] = None,
     unseen: Annotated[
@@ -80,6 +86,8 @@ def command(
                 patience=patience,
                 tolerance=tolerance,
                 consistency=consistency,
+                label_weight=label_weight,
+                restart=restart,
                 train_limit=train_limit,
                 picture_limit=picture_limit,
                 seed=seed,

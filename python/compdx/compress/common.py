@@ -12,6 +12,8 @@ from compdx.seeds import Seeds
 from compdx.training import Listener, Loss, Recipe, fit, set_mode
 
 NEEDS = "compression"
+FIXED = ("mask",)
+"""Buffers of a compression that no training changes."""
 
 
 def copied(model: Any, argument: str = "model") -> Any:

@@ -20,7 +20,7 @@ from compdx.compress.common import (
     finetune,
     stored,
 )
-from compdx.compressed import Compressed
+from compdx.compressed import Compressed, state_of
 from compdx.model import Inputs, import_optional
 from compdx.seeds import Seeds
 from compdx.training import Listener, Recipe, set_mode
@@ -114,8 +114,9 @@ def prune(
         "recipe": None,
         "seed": seed,
     }
-    trained = None
+    trained, start = None, None
     if train is not None and inputs is not None:
+        start = state_of(twin)
         recipe = recipe or RECIPE
         settings["recipe"] = recipe.settings()
         trained = finetune(twin, train, recipe, inputs=inputs, seed=seed, listen=listen)
@@ -137,7 +138,7 @@ def prune(
     record["pruned_sparsity"] = sum(zeros.values()) / sum(weight.numel() for weight in pruned.values())
     record["layers"] = {name: zeros[name] / weight.numel() for name, weight in pruned.items()}
     record["trained"] = trained
-    return Compressed(model=result, twin=twin, record=record, convert=convert)
+    return Compressed(model=result, twin=twin, record=record, convert=convert, start=start)
 
 
 def _choose(network: Any, layers: Sequence[str] | str | None) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from compdx import ops
 from compdx.compress.common import check_training, copied, device_of, figures, finetune
-from compdx.compressed import Compressed
+from compdx.compressed import Compressed, state_of
 from compdx.model import Inputs, import_optional
 from compdx.seeds import Seeds
 from compdx.training import EVALUATION_BATCH, Listener, Recipe, set_mode
@@ -114,8 +114,9 @@ def quantize(
         graph = _prepared(twin, example, training=True)
         _observe(graph, batches)
         twin = _fake_quantized()(graph)
-    trained = None
+    trained, start = None, None
     if train is not None and inputs is not None:
+        start = state_of(twin)
         recipe = recipe or RECIPE
         settings["recipe"] = recipe.settings()
         trained = finetune(twin, train, recipe, inputs=inputs, seed=seed, listen=listen)
@@ -127,7 +128,7 @@ def quantize(
     size = sum(tensor.numel() * tensor.element_size() for tensor in (*result.parameters(), *result.buffers()))
     record = figures("quantize", settings, model, [*result.parameters(), *integers], size)
     record["trained"] = trained
-    return Compressed(model=result, twin=twin, record=record, convert=convert)
+    return Compressed(model=result, twin=twin, record=record, convert=convert, start=start)
 
 
 def _batches(calibration: Any, inputs: Inputs | None) -> list[Any]:

@@ -68,6 +68,8 @@ def finetune(
     tolerance: float = 0.0,
     consistency: float = 0.0,
     temperature: float = 2.0,
+    label_weight: float = 1.0,
+    restart: bool = False,
     train_limit: int | None = None,
     picture_limit: int | None = None,
     keep_zeros: bool = True,
@@ -99,6 +101,11 @@ def finetune(
         consistency: Weight of a second term of the loss, ``temperature ** 2`` times the Kullback-Leibler divergence
             of the compressed model's soft scores from the original's, on pictures and training images. 0 is the paper.
         temperature: Softens both scores in that term, positive.
+        label_weight: Weight of the first term, the cross-entropy with the labels. 0, with ``consistency``, trains
+            towards the original's scores alone.
+        restart: Start from where the compressed model's training once started, the original's own weights under the
+            same compression, which undoes what that training has taken it away from the original. The start itself is
+            then a candidate for what is returned, as epoch 0. It needs a `Compressed`.
         train_limit: Most training images, drawn by ``seed``.
         picture_limit: Most pictures: effective ones first, the rest drawn by ``seed``.
         keep_zeros: Keep weights of a plain torch module that are zero at zero. A `Compressed` keeps its own.
@@ -107,7 +114,7 @@ def finetune(
 
     Raises:
         ModuleNotFoundError: torch is missing.
-        TypeError: The compressed model cannot be trained, or an argument is of the wrong kind.
+        TypeError: The compressed model cannot be trained, or not from its start, or an argument is of the wrong kind.
         ValueError: There is no picture to use, a model is in training mode, or an argument is out of range.
 
     Runs on the device of the pair. The published script labels pictures with the original in training mode and chooses
@@ -119,7 +126,8 @@ def finetune(
         msg = f"recipe must be a compdx.training.Recipe, got {type(recipe).__name__}"
         raise TypeError(msg)
     tell = _listener(progress, recipe.epochs)
-    _check_numbers(patience, tolerance, consistency, temperature, train_limit, picture_limit)
+    _check_numbers(patience, tolerance, consistency, temperature, label_weight, train_limit, picture_limit)
+    ops.checks.check_flag("restart", restart)
     ops.checks.check_seed(seed)
     if consistency and _units(pair.original) != _units(pair.compressed):
         msg = (
@@ -145,7 +153,7 @@ def finetune(
         seed=seed,
         shown=progress is True,
     )
-    network, rebuild = _trainee(pair.compressed, keep_zeros=keep_zeros)
+    network, rebuild = _trainee(pair.compressed, keep_zeros=keep_zeros, restart=restart)
 
     pictures = pictures.relabelled(pair)
     generator = np.random.default_rng((seed, 1))
@@ -158,6 +166,8 @@ def finetune(
     before = yardstick.measure(pair, pictures)
 
     listen = _Checkpoints(pair.compressed, network, rebuild, holdout, patience, tolerance, tell)
+    if restart:
+        listen.look(0)
     labels = np.concatenate([train.labels, used.original_label])
     with _seeded(pair.device, seed):
         training.fit(
@@ -168,7 +178,7 @@ def finetune(
             inputs=pair.compressed.inputs,
             seed=seed,
             augmented=np.arange(len(labels)) < len(train),
-            loss=_loss(pair, labels, consistency, temperature),
+            loss=_loss(pair, labels, consistency, temperature, label_weight),
             listen=listen,
         )
     repaired = Pair(pair.original, listen.chosen)
@@ -190,6 +200,8 @@ def finetune(
             "tolerance": tolerance,
             "consistency": consistency,
             "temperature": temperature,
+            "label_weight": label_weight,
+            "restart": restart,
             "train_limit": train_limit,
             "picture_limit": picture_limit,
             **yardstick.settings(),
@@ -233,15 +245,20 @@ class _Checkpoints:
         self.history: list[RepairEpoch] = []
         self.chosen, self.chosen_accuracy, self.chosen_epoch = model, -1.0, 0
 
-    def __call__(self, epoch: Epoch, state: Callable[[], dict[str, Any]]) -> bool:  # noqa: ARG002
+    def look(self, epoch: int) -> float:
+        """Measure the model as it is now, keep it where it is the best, and return its accuracy."""
         training.set_mode(self._network, training=False)
         candidate = self._model.replace(self._rebuild(_copy(self._network)))
         training.set_mode(self._network, training=True)
         accuracy = measuring.accuracy(candidate, self._holdout)
         if accuracy > self._best:
-            self._best, self._improved = accuracy, epoch.epoch
+            self._best, self._improved = accuracy, epoch
         if accuracy >= self._best - self._tolerance:
-            self.chosen, self.chosen_accuracy, self.chosen_epoch = candidate, accuracy, epoch.epoch
+            self.chosen, self.chosen_accuracy, self.chosen_epoch = candidate, accuracy, epoch
+        return accuracy
+
+    def __call__(self, epoch: Epoch, state: Callable[[], dict[str, Any]]) -> bool:  # noqa: ARG002
+        accuracy = self.look(epoch.epoch)
         moment = RepairEpoch(
             epoch=epoch.epoch, loss=epoch.loss, accuracy=epoch.accuracy, holdout=accuracy, seconds=epoch.seconds
         )
@@ -250,12 +267,17 @@ class _Checkpoints:
         return epoch.epoch - self._improved >= self._patience
 
 
-def _trainee(model: Model, *, keep_zeros: bool) -> tuple[Any, Callable[[Any], Any]]:
+def _trainee(model: Model, *, keep_zeros: bool, restart: bool) -> tuple[Any, Callable[[Any], Any]]:
     """A copy of what can be trained of a model, and what makes the object under test of it once it is trained."""
     torch = import_optional("torch", NEEDS)
     rebuild: Callable[[Any], Any]
     if model.compressed is not None:
         network, rebuild = _copy(model.compressed.twin), model.compressed.rebuilt
+        if restart and model.compressed.start is not None:
+            network.load_state_dict(model.compressed.start)
+    elif restart:
+        msg = f"restart needs a model made of a Compressed, which knows where it started, but {model.name!r} is none"
+        raise TypeError(msg)
     else:
         # Exported graphs have a train() of their own, that refuses.
         if model.module is None or model.twin is not model.module or "train" in vars(model.module):
@@ -294,8 +316,10 @@ def _pin_zeros(network: Any) -> None:
             weight.register_hook(partial(operator.mul, weight.detach() != 0))
 
 
-def _loss(pair: Pair, labels: npt.NDArray[np.int64], consistency: float, temperature: float) -> training.Loss:
-    """Cross-entropy with ``labels``, and how far the soft scores are from the original's."""
+def _loss(
+    pair: Pair, labels: npt.NDArray[np.int64], consistency: float, temperature: float, label_weight: float
+) -> training.Loss:
+    """Cross-entropy with ``labels``, and how far the soft scores are from the original's, weighted."""
     torch = import_optional("torch", NEEDS)
     functional = torch.nn.functional
     targets = torch.from_numpy(labels).to(pair.device)
@@ -303,7 +327,7 @@ def _loss(pair: Pair, labels: npt.NDArray[np.int64], consistency: float, tempera
 
     def loss(logits: Any, rows: npt.NDArray[np.int64], x: Any) -> Any:
         logits = logits[:, offset:]
-        value = functional.cross_entropy(logits, targets[torch.from_numpy(rows)])
+        value = label_weight * functional.cross_entropy(logits, targets[torch.from_numpy(rows)])
         if consistency:
             wanted = ask(original, x)
             wanted = wanted.clamp_min(1e-30).log() if original.outputs == "probabilities" else wanted
@@ -347,6 +371,7 @@ def _check_numbers(
     tolerance: float,
     consistency: float,
     temperature: float,
+    label_weight: float,
     train_limit: int | None,
     picture_limit: int | None,
 ) -> None:
@@ -357,8 +382,12 @@ def _check_numbers(
     if not 0 <= tolerance <= 1:
         msg = f"tolerance must be in 0..1, got {tolerance!r}"
         raise ValueError(msg)
-    if not (math.isfinite(consistency) and consistency >= 0):
-        msg = f"consistency must be a number of at least 0, got {consistency!r}"
+    for name, weight in (("consistency", consistency), ("label_weight", label_weight)):
+        if not (math.isfinite(weight) and weight >= 0):
+            msg = f"{name} must be a number of at least 0, got {weight!r}"
+            raise ValueError(msg)
+    if not consistency and not label_weight:
+        msg = "label_weight must be above 0 where consistency is 0: there would be nothing to learn"
         raise ValueError(msg)
     if not (math.isfinite(temperature) and temperature > 0):
         msg = f"temperature must be a positive number, got {temperature!r}"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from compdx import api, attacks, compress, repair, training, zoo
-from compdx.compressed import Compressed
+from compdx.compressed import Compressed, state_of
 from compdx.findings import Findings
 from compdx.methods.gradient import Gradient
 from compdx.model import Inputs, Model, Pair, import_optional
@@ -338,8 +338,9 @@ class Study:
         """A compressed network whose trained twin was saved."""
         record = self.stages.run("2-compressed", dict)["record"]
         made = self._compress(train=False)
+        start = state_of(made.twin)
         self._load(name, made.twin)
-        return replace(made.rebuilt(training.set_mode(made.twin, training=False)), record=record)
+        return replace(made.rebuilt(training.set_mode(made.twin, training=False)), record=record, start=start)
 
     def _options(self) -> dict[str, Any]:
         return {

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from compdx import compress, training
-from compdx.compressed import Compressed
+from compdx.compress.common import FIXED
+from compdx.compressed import Compressed, state_of
 from compdx.model import Model, import_optional
 from compdx.seeds import Seeds
 from compdx.zoo import files
@@ -105,13 +106,18 @@ def load_pair(directory: str | os.PathLike[str], *, device: str = "cpu") -> Comp
     original = replace(files.load(folder / ORIGINAL), name=name)
     training.set_mode(original.network.to(device), training=False)
     made = make(original)
+    start = state_of(made.twin)
     try:
         files.restore(made.twin, folder / TWIN)
     except Exception as error:  # safetensors' own errors and torch's RuntimeError for other keys or shapes
         msg = f"{folder / TWIN}: not the weights of this compressed network: {error}"
         raise ValueError(msg) from error
+    # Which weights a slice let stay is told by the stored masks alone.
+    start |= {key: mask for key, mask in state_of(made.twin).items() if key.rpartition(".")[2] in FIXED}
     return CompressedPair(
-        original=original, compressed=replace(made.rebuilt(made.twin), record=record), calibration=calibration
+        original=original,
+        compressed=replace(made.rebuilt(made.twin), record=record, start=start),
+        calibration=calibration,
     )
 
 
