@@ -5,11 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
 
 from compdx.compress.common import (
     NEEDS,
@@ -20,6 +17,7 @@ from compdx.compress.common import (
     finetune,
     stored,
 )
+from compdx.compress.ranking import by_layer, choose, lowest
 from compdx.compressed import Compressed, state_of
 from compdx.model import Inputs, import_optional
 from compdx.seeds import Seeds
@@ -98,12 +96,12 @@ def prune(
         raise ValueError(msg)
     check_training(train, recipe, inputs)
     plain = copied(model)
-    ranks = None if scores is None else _by_layer(scores)
-    names = _choose(plain, layers if ranks is None or layers is not None else list(ranks))
+    ranks = None if scores is None else by_layer(scores)
+    names = choose(plain, layers if ranks is None or layers is not None else list(ranks))
     if ranks is None:
         masks = _masks(plain, names, float(amount), scope, structured)
     else:
-        masks = {name: _lowest(name, plain.get_submodule(name).weight, ranks.get(name), amount) for name in names}
+        masks = {name: lowest(name, plain.get_submodule(name).weight, ranks.get(name), amount) for name in names}
     twin = _masked(plain, masks)
     settings: dict[str, Any] = {
         "amount": amount,
@@ -141,36 +139,6 @@ def prune(
     return Compressed(model=result, twin=twin, record=record, convert=convert, start=start)
 
 
-def _choose(network: Any, layers: Sequence[str] | str | None) -> list[str]:
-    """Names of the layers to prune, in the order of the network."""
-    torch = import_optional("torch", NEEDS)
-    modules = dict(network.named_modules())
-    if layers is None or layers == "all":
-        nn = torch.nn
-        kinds = (nn.Conv2d,) if layers is None else (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-        names = [name for name, module in modules.items() if isinstance(module, kinds)]
-        if not names:
-            wanted = "2D convolutions" if layers is None else "convolutions or linear layers"
-            msg = f"model must have {wanted} to prune, got none; name its layers= instead"
-            raise ValueError(msg)
-    elif isinstance(layers, str):
-        msg = f"layers must be a list of names, 'all' or None, got {layers!r}"
-        raise ValueError(msg)
-    else:
-        names = list(layers)
-        unknown = [name for name in names if name not in modules]
-        if unknown or not names:
-            msg = f"layers must name modules of the model, got {unknown[0]!r}" if names else "layers must not be empty"
-            raise ValueError(msg)
-        names = [name for name in modules if name in names]
-    for name in names:
-        weight = modules[name]._parameters.get("weight")
-        if weight is None or weight.ndim < 2:
-            msg = f"layer {name!r} must have a weight of its own, with two dimensions or more, to be pruned"
-            raise ValueError(msg)
-    return names
-
-
 def _masks(network: Any, names: list[str], amount: float, scope: str, structured: bool) -> dict[str, Any]:
     """The mask of each layer, like its weight, 1 for what stays and 0 for what goes."""
     prune = import_optional("torch.nn.utils.prune", NEEDS)
@@ -192,42 +160,6 @@ def _masks(network: Any, names: list[str], amount: float, scope: str, structured
             else:
                 prune.l1_unstructured(layer, "weight", amount=amount)
     return {name: layer.weight_mask.detach().clone() for name, layer in layers.items()}
-
-
-def _by_layer(scores: Any) -> dict[str, Any]:
-    """The scores of every layer; of a slice, those of its synapses."""
-    synapses = getattr(scores, "synapses", None)
-    if synapses is not None:
-        return {
-            name: np.abs(layer.signed) if layer.absolute is None else layer.absolute for name, layer in synapses.items()
-        }
-    if not isinstance(scores, Mapping):
-        msg = f"scores must be a compdx.slicing.Slice or a mapping of layers, got {type(scores).__name__}"
-        raise TypeError(msg)
-    torch = import_optional("torch", NEEDS)
-    return {
-        name: np.asarray(array.detach().cpu() if isinstance(array, torch.Tensor) else array)
-        for name, array in scores.items()
-    }
-
-
-def _lowest(name: str, weight: Any, scores: Any, amount: float) -> Any:
-    """The mask of a layer without the weights of lowest scores."""
-    torch = import_optional("torch", NEEDS)
-    if scores is None:
-        msg = f"scores must have layer {name!r}, which is to be pruned"
-        raise ValueError(msg)
-    if scores.shape != tuple(weight.shape) or scores.dtype.kind not in "iuf" or not np.isfinite(scores).all():
-        msg = (
-            f"scores of layer {name!r} must be finite numbers of the shape of its weight, {tuple(weight.shape)}, got "
-            f"{scores.dtype} {scores.shape}"
-        )
-        raise ValueError(msg)
-    # 0.29 * 100 is less than 29 in binary; the number that was written is meant.
-    count = math.floor(Fraction(str(amount)) * scores.size)
-    mask = np.ones(scores.size, dtype=np.float32)
-    mask[np.argsort(scores, axis=None, kind="stable")[:count]] = 0
-    return torch.from_numpy(mask.reshape(scores.shape)).to(weight)
 
 
 def _strongest_channels(weights: dict[str, Any], amount: float) -> dict[str, Any]:

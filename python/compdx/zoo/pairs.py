@@ -133,7 +133,9 @@ def _base_of(record: dict[str, Any], calibration: Seeds | None) -> Any:
     scheme, settings = record["scheme"], record["settings"]
     if scheme == "prune":
         options = {key: settings[key] for key in ("amount", "scope", "structured", "layers")}
-        return lambda base: compress.prune(base.network, **options)
+        # Constants are stored with the twin; what is needed of them here is their place.
+        places = {name: np.zeros(shape, np.float32) for name, shape in settings.get("shifts", {}).items()}
+        return lambda base: compress.shifted(compress.prune(base.network, **options), places)
     if scheme == "half":
         return lambda base: compress.half(base.network, settings["dtype"])
     if scheme == "quantize" and calibration is not None:
