@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from compdx import Findings, zoo
+from compdx import Findings, slicing, zoo
 from compdx.cli import app, models, search
 from compdx.cli.epochs import Epochs
 from compdx.methods.gradient import Gradient
@@ -171,6 +171,53 @@ def test_compress_each_way(bench: Path) -> None:
     assert tuned["record"]["trained"]["epochs"] == 2
 
 
+def test_compress_for_some_classes(bench: Path) -> None:
+    options = ("--data", "digits", "--images", "60", "--amount", "0.6", "--out")
+    own = answer(
+        bench, "compress", "net", "--scheme", "prune", "--for-classes", "3,5", "--epochs", "0", *options, "own"
+    )
+    assert own["classes"] == [3, 5]
+    assert list(own["record"]["layers"]) == ["0", "3", "7"]
+    for name, size in (("0", 100), ("3", 1200), ("7", 1920)):
+        assert own["record"]["layers"][name] == int(0.6 * size) / size
+    assert own["class_accuracy"].keys() == {"original", "compressed"}
+    code, out, err = run(
+        *(bench, "compress", "net", "--scheme", "prune", "--for-classes", "3,5", "--compensate", "--epochs", "1"),
+        *(*options, "both"),
+    )
+    assert code == 0, err
+    assert re.search(r"of the classes after +\d+\.\d\d%\n", out)
+    pair = zoo.load_pair(bench / "both")
+    assert list(pair.compressed.record["settings"]["shifts"]) == ["3", "7"]
+    assert pair.compressed.record["trained"]["epochs"] == 1
+    plain = answer(bench, "compress", "net", "--scheme", "prune", "--compensate", "--epochs", "0", *options, "plain")
+    assert list(plain["record"]["settings"]["shifts"]) == ["3"]
+    assert plain["classes"] is plain["class_accuracy"] is None
+
+
+def test_protect_hides_what_slicing_puts_back(bench: Path) -> None:
+    found = answer(
+        *(bench, "protect", "net", "--for-classes", "3,5", "--data", "digits", "--images", "60", "--share", "0.3"),
+        *("--attack", "100", "--epochs", "1", "--out", "guarded"),
+    )
+    assert found["hidden"] == 30 + 360 + 576
+    assert list(found["accuracy"]) == ["network", "public", "attacker"]
+    assert all(list(of) == ["target", "others", "all"] for of in found["accuracy"].values())
+    whole, public = zoo.load(bench / "net" / "lenet1.safetensors"), zoo.load(bench / "guarded" / "public.safetensors")
+    assert found["accuracy"]["network"]["all"] == whole.about["accuracy"]
+    again = slicing.Hidden.load(bench / "guarded" / "hidden.safetensors").restore(public.network)
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    assert "--for-classes must be numbers of classes separated by commas, got 'x'" in error(
+        bench, "protect", "net", "--for-classes", "x", "--data", "digits", "--out", "nothing"
+    )
+    code, out, err = run(
+        bench, "protect", "net", "--for-classes", "3", "--data", "digits", "--images", "60", "--out", "g"
+    )
+    assert code == 0, err
+    assert re.search(r"public: target, other and all classes +\d+\.\d\d%, \d+\.\d\d%, \d+\.\d\d%\n", out)
+
+
 @pytest.mark.slow
 def test_compress_to_int8(bench: Path) -> None:
     code, out, err = run(
@@ -192,6 +239,32 @@ def test_compress_to_int8(bench: Path) -> None:
         (("net", "--scheme", "zip"), "--scheme must be prune, quantize, qat, half, got 'zip'"),
         (("net", "--scheme", "quantize"), "--scheme quantize needs --data"),
         (("net", "--scheme", "prune"), "--scheme prune with --epochs above 0 needs --data"),
+        (
+            ("net", "--scheme", "half", "--compensate"),
+            "--for-classes and --compensate are for --scheme prune, got 'half'",
+        ),
+        (
+            ("net", "--scheme", "prune", "--epochs", "0", "--for-classes", "3"),
+            "--scheme prune with --for-classes or --compensate needs --data",
+        ),
+        (
+            *(
+                (
+                    "net",
+                    "--scheme",
+                    "prune",
+                    "--epochs",
+                    "0",
+                    "--data",
+                    "digits",
+                    "--for-classes",
+                    "3",
+                    "--scope",
+                    "global",
+                ),
+            ),
+            "scores rank the single weights of each layer by itself",
+        ),
         (("nowhere", "--scheme", "half"), "NETWORK must be a .safetensors file, the directory of a training or one of"),
         (("net", "--scheme", "half", "--out", "net"), "out must be a new or empty directory, but net holds something"),
     ],

@@ -120,6 +120,15 @@ def numbers(option: str, text: str) -> tuple[float, ...] | float:
     return values if len(values) > 1 else values[0]
 
 
+def classes(option: str, text: str) -> list[int]:
+    """``0,3,5``."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        msg = f"{option} must be numbers of classes separated by commas, got {text!r}"
+        raise ValueError(msg) from None
+
+
 def preprocessing(
     mean: str | None,
     std: str | None,
