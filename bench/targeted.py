@@ -169,9 +169,9 @@ def variants(
     case: Case, options: argparse.Namespace, means: slicing.Profile, found: slicing.ClassScores
 ) -> dict[str, Callable[..., Scores]]:
     """Other scores of a subset than those of the paper, by name."""
-    kept = slicing.class_scores(case.model, means, case.train, per_class=options.per_class)
+    kept = slicing.class_scores(case.model, means, case.train, per_class=options.per_class, theta=None)
     own = slicing.profile(case.model, case.train.select(slice(options.profile)), baseline="class")
-    few = slicing.class_scores(case.model, own, case.train, per_class=options.few, theta=slicing.Theta())
+    few = slicing.class_scores(case.model, own, case.train, per_class=options.few)
     return {
         "slice, signed": lambda subset: found.of(subset, "signed"),
         "slice, times |w|": lambda subset: weighted(case, found.of(subset)),
@@ -185,7 +185,7 @@ def scores_of(case: Case, options: argparse.Namespace, means: slicing.Profile) -
     """The scores of the paper, read from ``--scores`` if they are there, and else written there."""
     if options.scores is not None and options.scores.exists():
         return slicing.ClassScores.load(options.scores)
-    found = slicing.class_scores(case.model, means, case.train, per_class=options.per_class, theta=slicing.Theta())
+    found = slicing.class_scores(case.model, means, case.train, per_class=options.per_class)
     if options.scores is not None:
         found.save(options.scores)
     return found

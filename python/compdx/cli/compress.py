@@ -189,7 +189,7 @@ def _pruned(
     means = slicing.profile(original.model(), train)
     scores = None
     if target is not None:
-        found = slicing.class_scores(original.model(), means, train, classes=target, theta=slicing.Theta())
+        found = slicing.class_scores(original.model(), means, train, classes=target)
         scores = found.of(target)
     pruned = ways.prune(original.network, amount, scores=scores, **options)
     return slicing.compensate(pruned, means) if compensate else pruned

@@ -62,7 +62,7 @@ def command(
         train, test = zoo.read_data(data, size=size)
         seen = train.select(slice(images))
         means = slicing.profile(original.model(), seen)
-        found = slicing.class_scores(original.model(), means, seen, classes=classes, theta=slicing.Theta())
+        found = slicing.class_scores(original.model(), means, seen, classes=classes)
         public, hidden = slicing.protect(original.network, found.of(classes), share)
         out.mkdir(parents=True, exist_ok=True)
         _save(original, public, out / PUBLIC)
