@@ -344,8 +344,9 @@ def test_what_cannot_be_compensated() -> None:
         made = compress.prune(other, 0.5, scores=ranks(other))
         with pytest.raises(ValueError, match=message):
             slicing.compensate(made, slicing.profile(other, torch.randn(4, 4)))
-    with pytest.raises(ValueError, match="shifts must name modules of the model, got 'nowhere'"):
-        compress.shifted(pruned, {"nowhere": np.zeros(3)})
+    for other_scheme, name in ((pruned, "nowhere"), (compress.half(network), "head")):
+        with pytest.raises(ValueError, match=f"shifts must name modules of the model and of its twin, got '{name}'"):
+            compress.shifted(other_scheme, {name: np.zeros(3)})
     with pytest.raises(ValueError, match="shifts of layer 'head' must be finite"):
         compress.shifted(pruned, {"head": np.full(3, np.nan)})
 

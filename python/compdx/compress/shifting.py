@@ -36,11 +36,11 @@ def shifted(compressed: Compressed, shifts: Mapping[str, Any]) -> Compressed:
     Runs on the devices of the layers. Nothing is random.
     """
     torch = import_optional("torch", NEEDS)
-    modules = dict(compressed.twin.named_modules())
+    modules, tested = (dict(network.named_modules()) for network in (compressed.twin, compressed.model))
     arrays = {}
     for name, values in shifts.items():
-        if name not in modules:
-            msg = f"shifts must name modules of the model, got {name!r}"
+        if name not in modules or name not in tested:
+            msg = f"shifts must name modules of the model and of its twin, got {name!r}"
             raise ValueError(msg)
         if hasattr(modules[name], SHIFT):
             msg = f"layer {name!r} must have no {SHIFT!r} of its own, but has one; it is added once only"
