@@ -7,8 +7,8 @@ share of the weights, those of the smallest scores, becomes zero. What counts is
 subset, with all ten logits competing. Every ranking is run plainly, with mean compensation of all pruned layers but
 the first, and both again after one epoch of training on the first ``--tune-images`` training images of all classes; the
 paper's code compensates its own networks only, not the baselines. Only slices know of the subset: the baselines prune
-one network for all of them. Slices are the paper's, with a selection of inputs (theta); other scores are variants.
-Intervals are 95 % bootstrap intervals over subsets of paired differences.
+one network for all of them, and so do slices of all classes. Slices are the paper's, with a selection of inputs
+(theta); other scores are variants. Intervals are 95 % bootstrap intervals over subsets of paired differences.
 
 The record is written after every stage, in the last one after every sparsity. ``--smoke`` does a little of everything,
 with scikit-learn's digits.
@@ -237,6 +237,8 @@ def main() -> None:
         "original": [of_subset(whole, case, subset) for subset in subsets],
     }
     fixed = {name: [compress.rank(case.model.module, name, seed=options.seed)] for name in BASELINES}
+    # How much of what slices gain is that they are of the subset, and how much that they are slices?
+    fixed["slice, all classes"] = [found.of(range(case.classes))]
 
     def keep(stage: str, table: Table) -> None:
         payload[stage] = {"subsets": len(table.subsets), "rows": table.rows, "differences": table.differences()}
