@@ -372,6 +372,13 @@ def test_a_compensated_pair_as_files(tmp_path: Path) -> None:
         one, other = (getattr(c, which) for c in (made, again.compressed))
         for name, tensor in one.state_dict().items():
             assert torch.equal(tensor, other.state_dict()[name]), name
+    # Where the training started: the original's weights, but with the masks and constants of this one.
+    for start in (made.start, again.compressed.start):
+        assert start.keys() == pruned.twin.state_dict().keys()
+        for name, tensor in pruned.twin.state_dict().items():
+            assert torch.equal(start[name], tensor), name
+    late = compress.prune(original.network, 0.6, train=images, inputs=inputs, recipe=recipe)
+    assert {*compress.shifted(late, {"0": np.ones((1, 1, 1))}).start} == {*late.start, "0.shift"}
     x = torch.randn(4, 1, 28, 28)
     with torch.no_grad():
         assert torch.equal(made.model(x), again.compressed.model(x))

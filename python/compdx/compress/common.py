@@ -12,8 +12,8 @@ from compdx.seeds import Seeds
 from compdx.training import Listener, Loss, Recipe, fit, set_mode
 
 NEEDS = "compression"
-FIXED = ("mask",)
-"""Buffers of a compression that no training changes."""
+FIXED = ("mask", "shift")
+"""Buffers of a compression that no training changes, the last parts of their names."""
 
 
 def copied(model: Any, argument: str = "model") -> Any:

@@ -59,7 +59,10 @@ def shifted(compressed: Compressed, shifts: Mapping[str, Any]) -> Compressed:
     record = dict(compressed.record)
     record["settings"] = {**record["settings"], "shifts": {name: list(array.shape) for name, array in arrays.items()}}
     record["bytes"] += sum(array.numel() * array.element_size() for array in arrays.values())
-    return Compressed(model=convert(twin), twin=twin, record=record, convert=convert)
+    start = compressed.start
+    if start is not None:
+        start = {**start, **{f"{name}.{SHIFT}": array.to(device_of(twin)) for name, array in arrays.items()}}
+    return Compressed(model=convert(twin), twin=twin, record=record, convert=convert, start=start)
 
 
 def _put(network: Any, tensors: dict[str, Any]) -> Any:
