@@ -20,8 +20,8 @@ CORE = "_core"
 # From the ground floor up: a module imports from its own floor and from those below. `compdx` is the package's face.
 ROOMS = (
     (CORE,),
-    ("ops",),
-    ("compressed", "seeds", "pictures"),
+    ("ops", "optional"),
+    ("compressed", "inputs", "seeds", "pictures"),
     ("findings", "model"),
     ("derivatives",),
     ("store",),
