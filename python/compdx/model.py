@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from compdx import ops
+from compdx import ops, runtimes
 from compdx.compressed import Compressed
 from compdx.inputs import CARRIER, Dtype, choose
 from compdx.inputs import Inputs as Inputs
@@ -28,10 +29,10 @@ class Model:
     """A classifier under test, with the preprocessing it expects.
 
     Args:
-        obj: A torch module or any callable. It gets the normalised input and returns floating scores ``[N, K]``,
-            K >= 2. A torch module is called under ``torch.inference_mode()`` with a tensor on its own device; any other
-            callable gets a NumPy array on the CPU and a torch tensor on CUDA. A `Compressed` stands for its model and
-            brings its twin.
+        obj: A torch module, any callable, or a model file. It gets the normalised input and returns floating scores
+            ``[N, K]``, K >= 2. A torch module is called under ``torch.inference_mode()`` with a tensor on its own
+            device; any other callable gets a NumPy array on the CPU and a torch tensor on CUDA. A `Compressed` stands
+            for its model and brings its twin. The path of a file is opened by `compdx.runtimes.open`.
         mean, std, bounds, dtype: See `Inputs`.
         layout: What ``obj`` gets: ``"NCHW"`` is ``[N, C, H, W]``, ``"NHWC"`` is ``[N, H, W, C]``.
         outputs: What the scores are, ``"logits"`` or ``"probabilities"``; probabilities are checked on the first call.
@@ -44,13 +45,19 @@ class Model:
         allow_training: Accept a module in training mode, whose scores depend on the batch and change between calls.
         twin: A torch module with the same input and output, in eval mode and on the same device, through which a
             white-box method takes gradients where ``obj`` has none. ``None``: ``obj`` itself.
+        runtime, level, precision, threads: How a model file is opened, see `compdx.runtimes.open`; for files only.
 
     Attributes:
         compressed: The `Compressed` that the model was made of, or ``None``.
+        runner: The `compdx.runtimes.Runner` of a model file, or ``None``. It computes on ``device``, from and to arrays
+            in main memory.
 
     Raises:
+        FileNotFoundError: There is no such model file.
+        ModuleNotFoundError: The runtime of a model file is not installed.
         TypeError: ``obj`` cannot be called, ``twin`` is no torch module.
-        ValueError: Settings contradict each other or the module; the module is in training mode.
+        ValueError: Settings contradict each other or the module; the module is in training mode; a file cannot be
+            opened.
 
     Scores come back as float32, NumPy on the CPU and torch on CUDA; NaN and infinity pass through untouched. A model
     that writes into its input is noticed on the first call and given a copy from then on. Nothing is random. On CUDA
@@ -73,7 +80,18 @@ class Model:
         memory_format: MemoryFormat = "contiguous",
         allow_training: bool = False,
         twin: Any = None,
+        runtime: str | None = None,
+        level: str | None = None,
+        precision: str | None = None,
+        threads: int | None = None,
     ) -> None:
+        opening = {"runtime": runtime, "level": level, "precision": precision, "threads": threads}
+        if isinstance(obj, (str, os.PathLike)):
+            obj = runtimes.open(obj, device=str(device or "cpu"), **opening)  # type: ignore[arg-type]
+        elif given := [key for key, value in opening.items() if value is not None]:
+            msg = f"{', '.join(given)} is for model files, got {type(obj).__name__}"
+            raise ValueError(msg)
+        self.runner = obj if isinstance(obj, runtimes.Runner) else None
         self.compressed = obj if isinstance(obj, Compressed) else None
         if isinstance(obj, Compressed):
             twin = obj.twin if twin is None else twin
@@ -177,8 +195,9 @@ class Model:
 
     @property
     def training(self) -> bool:
-        """Whether any part of a torch module is in training mode; False for other callables."""
-        return self._torch and _in_training(self._obj)
+        """Whether any part of a torch module, or of that in a file, is in training mode; False for other callables."""
+        module = self._obj if self.runner is None else self.runner.session
+        return _is_torch_module(module) and _in_training(module)
 
     @property
     def module(self) -> Any:
@@ -222,7 +241,8 @@ class Model:
     def describe(self) -> dict[str, Any]:
         """All that is known of the model, as JSON values: name, type, size, weights, preprocessing, device, version.
 
-        ``weights_sha256`` is None for a callable, and for a module whose ``state_dict()`` holds no tensor.
+        ``weights_sha256`` is None for a callable, and for a module whose ``state_dict()`` holds no tensor; of a model
+        file it is that of its bytes, and ``runtime`` says how it runs.
         """
         kind = self._obj if hasattr(self._obj, "__qualname__") else type(self._obj)
         about: dict[str, Any] = {
@@ -238,6 +258,10 @@ class Model:
             "weights_sha256": None,
             "torch": None,
         }
+        if self.runner is not None:
+            about["bytes"] = sum(file.stat().st_size for file in self.runner.files)
+            about["weights_sha256"] = self.runner.fingerprint()
+            about["runtime"] = self.runner.settings
         if self._torch:
             weights = list(self._obj.parameters())
             tensors = [*weights, *self._obj.buffers()]
@@ -259,10 +283,11 @@ class Model:
         if self._torch:
             tensor = next(iter(_tensors(self._obj)), None)
             home = None if tensor is None else str(tensor.device)
+        elif self.runner is not None:
+            home = _whole(self.runner.settings["device"])
         if device is None:
             return home or "cpu"
-        wanted = str(device)
-        wanted = "cuda:0" if wanted == "cuda" else wanted
+        wanted = _whole(str(device))
         kind, _, index = wanted.partition(":")
         if wanted != "cpu" and not (kind == "cuda" and index.isdigit()):
             msg = f"device must be 'cpu', 'cuda' or 'cuda:<index>', got {str(device)!r}"
@@ -281,6 +306,9 @@ class Model:
             if layout != "NCHW":
                 msg = f"memory_format='channels_last' is for modules that take [N, C, H, W]; layout is {layout!r}"
                 raise ValueError(msg)
+        if dtype != "float32" and self.runner is not None:
+            msg = f"dtype must be 'float32' for the model file {self.name!r}, which converts its input itself"
+            raise ValueError(msg)
         if dtype == "bfloat16" and not self._torch and self.device == "cpu":
             msg = f"dtype='bfloat16' needs a torch module: {self.name!r} gets NumPy arrays, which have no such type"
             raise ValueError(msg)
@@ -316,6 +344,9 @@ class Model:
         return x.view(np.float16) if dtype == "float16" else x
 
     def _ask(self, argument: Array, batch: int) -> Array:
+        if self.runner is not None and self.device != "cpu":
+            scores = sys.modules["torch"].from_numpy(self.runner(argument.cpu().numpy()))
+            return self._scores(scores.to(self.device), batch)
         if self._torch or self.device != "cpu":
             with sys.modules["torch"].inference_mode():
                 return self._scores(self._obj(argument), batch)
@@ -584,5 +615,12 @@ def _same_bits(a: Array, b: Array) -> bool:
     return bool((a == b).all())
 
 
+def _whole(device: str) -> str:
+    """The device with its index."""
+    return "cuda:0" if device == "cuda" else device
+
+
 def _name_of(obj: Any) -> str:
+    if isinstance(obj, runtimes.Runner):
+        return obj.path.name
     return str(getattr(obj, "__name__", None) or type(obj).__name__)
