@@ -20,8 +20,9 @@ CORE = "_core"
 # From the ground floor up: a module imports from its own floor and from those below. `compdx` is the package's face.
 ROOMS = (
     (CORE,),
-    ("ops",),
-    ("compressed", "seeds", "pictures"),
+    ("ops", "optional"),
+    ("runtimes",),
+    ("compressed", "inputs", "seeds", "pictures"),
     ("findings", "model"),
     ("derivatives",),
     ("store",),
@@ -47,7 +48,10 @@ HANDS_OVER = {("findings", "store"), ("findings", "contact")}
 METHODS_COMMON = {"methods", "methods.base"}
 
 REQUIRED = {"numpy", "pyarrow", "PIL"}
-OPTIONAL = {"torch", "torchao", "safetensors", "sklearn", "jinja2", "typer", "rich"}
+OPTIONAL = {
+    *("torch", "torchao", "safetensors", "sklearn", "jinja2", "typer", "rich"),
+    *("onnx", "onnxruntime", "onnxscript", "openvino", "ai_edge_litert", "keras", "h5py", "tvm"),
+}
 # The command line is never imported by the package, so what it is made of may stand at its top.
 OPTIONAL_AT_TOP = {"cli": {"typer", "rich"}}
 

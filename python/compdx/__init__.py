@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compdx import attacks, compress, ops, repair, report, reproduce, slicing, zoo
+from compdx import attacks, compress, ops, repair, report, reproduce, runtimes, slicing, zoo
 from compdx.api import search
 from compdx.checkup import doctor
 from compdx.compressed import Compressed
@@ -37,6 +37,7 @@ __all__ = [
     "repair",
     "report",
     "reproduce",
+    "runtimes",
     "search",
     "slicing",
     "verify",

@@ -5,92 +5,34 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import importlib
-import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from compdx import ops
+from compdx import ops, runtimes
 from compdx.compressed import Compressed
+from compdx.inputs import CARRIER, Dtype, choose
+from compdx.inputs import Inputs as Inputs
+from compdx.inputs import Layout as Layout
+from compdx.optional import import_optional as import_optional
 
-Layout = Literal["NCHW", "NHWC"]
-Dtype = Literal["float32", "bfloat16", "float16"]
 Outputs = Literal["logits", "probabilities"]
 MemoryFormat = Literal["contiguous", "channels_last"]
 Array = Any
 """A NumPy array on the CPU, a torch tensor on CUDA."""
-
-# NumPy has no bfloat16, so both 16-bit formats travel as bit patterns.
-_CARRIER = {"float32": "float32", "bfloat16": "uint16", "float16": "uint16"}
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a model wants to be fed: ``((v / 255) * (hi - lo) + lo - mean) / std`` of every grey level ``v``.
-
-    With ``bounds=(0, 1)`` this is torchvision's ``ToTensor`` and ``Normalize``, bit for bit.
-
-    Args:
-        mean: One number, or one per channel, in the units of ``bounds`` and the order of the image's channels.
-        std: Likewise, positive.
-        bounds: The range ``(lo, hi)`` that 0..255 is mapped to first.
-        layout: ``"NCHW"`` or ``"NHWC"``.
-        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-
-    Raises:
-        TypeError: What should be a number is none.
-        ValueError: A number is not finite or out of range, a layout or dtype is unknown.
-    """
-
-    mean: float | Sequence[float] | None = None
-    std: float | Sequence[float] | None = None
-    bounds: tuple[float, float] = (0.0, 1.0)
-    layout: Layout = "NCHW"
-    dtype: Dtype = "float32"
-
-    def __post_init__(self) -> None:
-        # Lists become tuples, so that equal preprocessing compares and hashes equal.
-        for name in ("mean", "std", "bounds"):
-            object.__setattr__(self, name, _numbers(name, getattr(self, name)))
-        if any(value <= 0 for value in _as_tuple(self.std)):
-            msg = f"std must be positive, got {self.std}"
-            raise ValueError(msg)
-        bounds = _as_tuple(self.bounds)
-        if len(bounds) != 2 or bounds[0] >= bounds[1]:
-            msg = f"bounds must be two numbers (low, high) with low < high, got {self.bounds}"
-            raise ValueError(msg)
-        _choose("layout", self.layout, ("NCHW", "NHWC"))
-        _choose("dtype", self.dtype, tuple(_CARRIER))
-
-    def table(self, channels: int) -> npt.NDArray[np.float32]:
-        """The model input for every channel and grey level, float32 ``[channels, 256]``; each operation in float32.
-
-        Raises:
-            ValueError: ``mean`` or ``std`` has neither one value nor one per channel.
-        """
-        low, high = (np.float32(value) for value in self.bounds)
-        levels = np.arange(256, dtype=np.float32) / np.float32(255)
-        table = np.tile(levels * (high - low) + low, (channels, 1))
-        if self.mean is not None:
-            table -= _per_channel("mean", self.mean, channels)
-        if self.std is not None:
-            table /= _per_channel("std", self.std, channels)
-        return table
 
 
 class Model:
     """A classifier under test, with the preprocessing it expects.
 
     Args:
-        obj: A torch module or any callable. It gets the normalised input and returns floating scores ``[N, K]``,
-            K >= 2. A torch module is called under ``torch.inference_mode()`` with a tensor on its own device; any other
-            callable gets a NumPy array on the CPU and a torch tensor on CUDA. A `Compressed` stands for its model and
-            brings its twin.
+        obj: A torch module, any callable, or a model file. It gets the normalised input and returns floating scores
+            ``[N, K]``, K >= 2. A torch module is called under ``torch.inference_mode()`` with a tensor on its own
+            device; any other callable gets a NumPy array on the CPU and a torch tensor on CUDA. A `Compressed` stands
+            for its model and brings its twin. The path of a file is opened by `compdx.runtimes.open`.
         mean, std, bounds, dtype: See `Inputs`.
         layout: What ``obj`` gets: ``"NCHW"`` is ``[N, C, H, W]``, ``"NHWC"`` is ``[N, H, W, C]``.
         outputs: What the scores are, ``"logits"`` or ``"probabilities"``; probabilities are checked on the first call.
@@ -103,13 +45,19 @@ class Model:
         allow_training: Accept a module in training mode, whose scores depend on the batch and change between calls.
         twin: A torch module with the same input and output, in eval mode and on the same device, through which a
             white-box method takes gradients where ``obj`` has none. ``None``: ``obj`` itself.
+        runtime, level, precision, threads: How a model file is opened, see `compdx.runtimes.open`; for files only.
 
     Attributes:
         compressed: The `Compressed` that the model was made of, or ``None``.
+        runner: The `compdx.runtimes.Runner` of a model file, or ``None``. It computes on ``device``, from and to arrays
+            in main memory.
 
     Raises:
+        FileNotFoundError: There is no such model file.
+        ModuleNotFoundError: The runtime of a model file is not installed.
         TypeError: ``obj`` cannot be called, ``twin`` is no torch module.
-        ValueError: Settings contradict each other or the module; the module is in training mode.
+        ValueError: Settings contradict each other or the module; the module is in training mode; a file cannot be
+            opened.
 
     Scores come back as float32, NumPy on the CPU and torch on CUDA; NaN and infinity pass through untouched. A model
     that writes into its input is noticed on the first call and given a copy from then on. Nothing is random. On CUDA
@@ -132,7 +80,18 @@ class Model:
         memory_format: MemoryFormat = "contiguous",
         allow_training: bool = False,
         twin: Any = None,
+        runtime: str | None = None,
+        level: str | None = None,
+        precision: str | None = None,
+        threads: int | None = None,
     ) -> None:
+        opening = {"runtime": runtime, "level": level, "precision": precision, "threads": threads}
+        if isinstance(obj, (str, os.PathLike)):
+            obj = runtimes.open(obj, device=str(device or "cpu"), **opening)  # type: ignore[arg-type]
+        elif given := [key for key, value in opening.items() if value is not None]:
+            msg = f"{', '.join(given)} is for model files, got {type(obj).__name__}"
+            raise ValueError(msg)
+        self.runner = obj if isinstance(obj, runtimes.Runner) else None
         self.compressed = obj if isinstance(obj, Compressed) else None
         if isinstance(obj, Compressed):
             twin = obj.twin if twin is None else twin
@@ -151,7 +110,7 @@ class Model:
         self._obj = obj
         self._torch = _is_torch_module(obj)
         self.name: str = name if name is not None else _name_of(obj)
-        self.outputs: Outputs = _choose("outputs", outputs, ("logits", "probabilities"))
+        self.outputs: Outputs = choose("outputs", outputs, ("logits", "probabilities"))
         self.class_offset = class_offset
         self.device = self._place(device)
         self.memory_format = self._check_format(memory_format, layout, dtype)
@@ -236,7 +195,9 @@ class Model:
 
     @property
     def training(self) -> bool:
-        """Whether any part of a torch module is in training mode; False for other callables."""
+        """Whether any part of a torch module, or of that in a file, is in training mode; False for other callables."""
+        if self.runner is not None:  # Keras tells its layers at every call, whatever torch's flag says
+            return self.runner.runtime == "torch" and _in_training(self.runner.session)
         return self._torch and _in_training(self._obj)
 
     @property
@@ -281,7 +242,8 @@ class Model:
     def describe(self) -> dict[str, Any]:
         """All that is known of the model, as JSON values: name, type, size, weights, preprocessing, device, version.
 
-        ``weights_sha256`` is None for a callable, and for a module whose ``state_dict()`` holds no tensor.
+        ``weights_sha256`` is None for a callable, and for a module whose ``state_dict()`` holds no tensor; of a model
+        file it is that of its bytes, and ``runtime`` says how it runs.
         """
         kind = self._obj if hasattr(self._obj, "__qualname__") else type(self._obj)
         about: dict[str, Any] = {
@@ -297,6 +259,10 @@ class Model:
             "weights_sha256": None,
             "torch": None,
         }
+        if self.runner is not None:
+            about["bytes"] = sum(file.stat().st_size for file in self.runner.files)
+            about["weights_sha256"] = self.runner.fingerprint()
+            about["runtime"] = self.runner.settings
         if self._torch:
             weights = list(self._obj.parameters())
             tensors = [*weights, *self._obj.buffers()]
@@ -318,10 +284,11 @@ class Model:
         if self._torch:
             tensor = next(iter(_tensors(self._obj)), None)
             home = None if tensor is None else str(tensor.device)
+        elif self.runner is not None:
+            home = _whole(self.runner.settings["device"])
         if device is None:
             return home or "cpu"
-        wanted = str(device)
-        wanted = "cuda:0" if wanted == "cuda" else wanted
+        wanted = _whole(str(device))
         kind, _, index = wanted.partition(":")
         if wanted != "cpu" and not (kind == "cuda" and index.isdigit()):
             msg = f"device must be 'cpu', 'cuda' or 'cuda:<index>', got {str(device)!r}"
@@ -332,7 +299,7 @@ class Model:
         return wanted
 
     def _check_format(self, memory_format: MemoryFormat, layout: Layout, dtype: Dtype) -> MemoryFormat:
-        _choose("memory_format", memory_format, ("contiguous", "channels_last"))
+        choose("memory_format", memory_format, ("contiguous", "channels_last"))
         if memory_format == "channels_last":
             if not self._torch:
                 msg = f"memory_format='channels_last' needs a torch module, got {self.name!r}; use layout='NHWC'"
@@ -340,6 +307,9 @@ class Model:
             if layout != "NCHW":
                 msg = f"memory_format='channels_last' is for modules that take [N, C, H, W]; layout is {layout!r}"
                 raise ValueError(msg)
+        if dtype != "float32" and self.runner is not None:
+            msg = f"dtype must be 'float32' for the model file {self.name!r}, which converts its input itself"
+            raise ValueError(msg)
         if dtype == "bfloat16" and not self._torch and self.device == "cpu":
             msg = f"dtype='bfloat16' needs a torch module: {self.name!r} gets NumPy arrays, which have no such type"
             raise ValueError(msg)
@@ -365,7 +335,7 @@ class Model:
 
     def _argument(self, x: Array) -> Array:
         """What the model itself gets for the input ``x``: the same memory."""
-        carrier, dtype = _CARRIER[self.inputs.dtype], self.inputs.dtype
+        carrier, dtype = CARRIER[self.inputs.dtype], self.inputs.dtype
         if str(x.dtype).removeprefix("torch.") not in (carrier, dtype):
             msg = f"forward() of model {self.name!r} takes {dtype} inputs ({carrier} in NumPy), got {x.dtype}"
             raise TypeError(msg)
@@ -375,6 +345,9 @@ class Model:
         return x.view(np.float16) if dtype == "float16" else x
 
     def _ask(self, argument: Array, batch: int) -> Array:
+        if self.runner is not None and self.device != "cpu":
+            scores = sys.modules["torch"].from_numpy(self.runner(argument.cpu().numpy()))
+            return self._scores(scores.to(self.device), batch)
         if self._torch or self.device != "cpu":
             with sys.modules["torch"].inference_mode():
                 return self._scores(self._obj(argument), batch)
@@ -569,15 +542,6 @@ def _bind_images(model: Model, images: Array) -> Callable[[], Array]:
     return scores
 
 
-def import_optional(module: str, what: str, extra: str = "torch") -> Any:
-    """A module that not everyone has installed; when it is missing, the error says what needs it and how to get it."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        msg = f'{what} needs {module.split(".")[0]}: pip install "compdx[{extra}]"'
-        raise ModuleNotFoundError(msg, name=error.name) from error
-
-
 def _as_tensor(torch: Any, x: Array, dtype: Dtype) -> Any:
     """``x`` as a torch tensor of the model's dtype, without a copy where the memory may be shared."""
     if isinstance(x, np.ndarray):
@@ -652,40 +616,12 @@ def _same_bits(a: Array, b: Array) -> bool:
     return bool((a == b).all())
 
 
+def _whole(device: str) -> str:
+    """The device with its index."""
+    return "cuda:0" if device == "cuda" else device
+
+
 def _name_of(obj: Any) -> str:
+    if isinstance(obj, runtimes.Runner):
+        return obj.path.name
     return str(getattr(obj, "__name__", None) or type(obj).__name__)
-
-
-def _numbers(name: str, value: Any) -> float | tuple[float, ...] | None:
-    if value is None:
-        return None
-    try:
-        numbers = tuple(float(number) for number in value) if np.ndim(value) else float(value)
-    except (TypeError, ValueError) as error:
-        msg = f"{name} must be a number or one number per channel, got {value!r}"
-        raise TypeError(msg) from error
-    if not all(math.isfinite(number) for number in _as_tuple(numbers)) or numbers == ():
-        msg = f"{name} must be finite, got {value!r}"
-        raise ValueError(msg)
-    return numbers
-
-
-def _as_tuple(value: float | Sequence[float] | None) -> tuple[float, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, (int, float)) else tuple(value)
-
-
-def _per_channel(name: str, value: float | Sequence[float], channels: int) -> npt.NDArray[np.float32]:
-    numbers = _as_tuple(value)
-    if len(numbers) not in (1, channels):
-        msg = f"{name} must have one value or one per channel ({channels}), got {len(numbers)}"
-        raise ValueError(msg)
-    return np.asarray(numbers, dtype=np.float32)[:, None]
-
-
-def _choose(name: str, value: Any, allowed: tuple[str, ...]) -> Any:
-    if value not in allowed:
-        msg = f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}"
-        raise ValueError(msg)
-    return value
