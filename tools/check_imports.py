@@ -33,6 +33,7 @@ ROOMS = (
     ("verification", "checkup", "compress", "slicing", "attacks", "contact", "screen"),
     ("zoo",),
     ("api",),
+    ("environments",),
     ("repair", "report"),
     ("reproduce",),
     (PACKAGE,),
