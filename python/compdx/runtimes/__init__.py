@@ -1,4 +1,4 @@
-"""Deployed model files as functions: ONNX Runtime, OpenVINO and torch.export, each imported when a file is opened.
+"""Deployed model files as functions: one module a runtime, each imported when such a file is opened.
 
 This room knows files, shapes and scores. What an image must become to be an input is `compdx.Model`'s business.
 """
@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from compdx.runtimes.base import Runner, Runtime, Wanted, as_path
+from compdx.runtimes.keras import KERAS
+from compdx.runtimes.litert import LITERT
 from compdx.runtimes.onnxruntime import ONNX_RUNTIME
 from compdx.runtimes.openvino import OPENVINO
 from compdx.runtimes.torch_export import TORCH
+from compdx.runtimes.tvm import TVM
 
 __all__ = ["RUNTIMES", "Runner", "Runtime", "of", "open"]
 
-RUNTIMES: dict[str, Runtime] = {facts.name: facts for facts in (ONNX_RUNTIME, OPENVINO, TORCH)}
+RUNTIMES: dict[str, Runtime] = {facts.name: facts for facts in (ONNX_RUNTIME, LITERT, KERAS, OPENVINO, TORCH, TVM)}
 """The facts of every runtime by name; nothing needs to be installed to read them."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compdx.runtimes.base import Array, Parts, Runner, Runtime, Wanted, agree, only_input, output_place, probe
+from compdx.runtimes.base import Array, Parts, Runner, Runtime, Wanted, agree, only_input, output_place
 
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 NUMPY = {"f32": "float32", "f16": "float16", "f64": "float64", "bf16": "bfloat16"}
@@ -81,7 +81,7 @@ class OpenVino(Runner):
 
     def _same(self, free: Any, fixed: Any, batch: int) -> bool:
         """Whether the reshaped model gives the scores of the model as it is."""
-        x = probe(self.input_shape, 2 * batch + 1).astype(self.input_dtype)
+        x = self._probe(2 * batch + 1)
         try:
             together = self._ask(free)(x)
         except RuntimeError:
