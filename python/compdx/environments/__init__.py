@@ -12,14 +12,13 @@ from compdx.environments.comparison import STABILITY, Comparison, Measured, Sear
 from compdx.environments.conversions import NotMeasured, Step
 from compdx.environments.difference import Difference, Overlap, Speed
 from compdx.environments.drift import Drift
-from compdx.environments.environment import ISAS, LEVELS, Environment
+from compdx.environments.environment import ISAS, Environment
 from compdx.environments.searching import search
 from compdx.environments.significance import Anova, Latency, anova, speed_gain, time_change, wilson
 from compdx.environments.variants import Variant, variants
 
 __all__ = [
     "ISAS",
-    "LEVELS",
     "STABILITY",
     "Anova",
     "Comparison",

@@ -163,7 +163,8 @@ class _Work:
     def open(self, recording: Recording) -> None:
         """Open the model, and see that it is the one that was measured before."""
         with self.failing():
-            self.about = self.variant.describe()
+            # As they are read back: tuples become lists.
+            self.about = json.loads(json.dumps(self.variant.describe()))
         if self.reason is None:
             identity = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()
             recording.identify(self.name, identity)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from compdx.model import Model, import_optional
+from compdx.runtimes import RUNTIMES
 
 RECORD = "conversions.json"
 TVM_LEVEL = "2"
@@ -80,6 +81,7 @@ class Converter:
         if runtime not in makers:
             msg = f"no converter to {runtime} is known; give its file"
             raise NotMeasured(msg)
+        RUNTIMES[runtime].load()  # before a conversion that nobody could run
         try:
             with quietly():
                 return makers[runtime]()

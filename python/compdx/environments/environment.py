@@ -8,19 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from compdx.ops.checks import integer, one_of, within
+from compdx.runtimes import RUNTIMES
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 MOST = 4096
-
-# Levels that every runtime knows, its own default first.
-LEVELS: dict[str, tuple[str, ...]] = {
-    "torch": ("eager", "aot_eager", "inductor"),
-    "onnxruntime": ("all", "layout", "extended", "basic", "disable_all"),
-    "openvino": ("latency", "throughput"),
-    "litert": ("optimized", "reference", "no_xnnpack"),
-    "keras": (),
-    "tvm": ("2", "0", "3"),
-}
 
 # Instruction sets, least first: what caps PyTorch's own kernels, and what caps oneDNN.
 ISAS: dict[str, tuple[str, str]] = {
@@ -34,7 +25,7 @@ ISAS: dict[str, tuple[str, str]] = {
 # Runtimes whose kernels can be capped: PyTorch's ATen and oneDNN, and OpenVINO's oneDNN.
 CAPPED = ("torch", "openvino")
 # Runtimes whose number of threads is fixed when their library is first used.
-THREADS_BY_PROCESS = {"tvm": "TVM_NUM_THREADS", "keras": "OMP_NUM_THREADS"}
+THREADS_BY_PROCESS = {"tvm": "TVM_NUM_THREADS"}
 
 _SHORT = {"f32": "float32", "fp32": "float32", "bf16": "bfloat16", "f16": "float16", "fp16": "float16"}
 _NUMBERS = ("threads", "batch")
@@ -47,8 +38,9 @@ class Environment:
     """A runtime and how it is told to run: all that should change nothing but the last bits of a model's scores.
 
     Args:
-        runtime: ``"torch"``, ``"onnxruntime"``, ``"openvino"``, ``"litert"``, ``"keras"`` or ``"tvm"``.
-        level: What the runtime does to the model before it runs, in the runtime's own words (`LEVELS`): graph
+        runtime: One of `compdx.runtimes.RUNTIMES`: ``"torch"``, ``"onnxruntime"``, ``"openvino"``, ``"litert"``,
+            ``"keras"`` or ``"tvm"``.
+        level: What the runtime does to the model before it runs, in the runtime's own words (its ``levels``): graph
             optimizations of ONNX Runtime, the back end of ``torch.compile``, the performance mode of OpenVINO, the
             kernels of LiteRT, the optimization level that TVM builds with. ``None``: the runtime's default.
         device: ``"cpu"`` or ``"cuda[:i]"``.
@@ -74,15 +66,17 @@ class Environment:
     isa: str | None = None
 
     def __post_init__(self) -> None:
-        one_of("runtime", self.runtime, tuple(LEVELS))
+        one_of("runtime", self.runtime, tuple(RUNTIMES))
+        facts = RUNTIMES[self.runtime]
         if self.level is not None:
-            one_of(f"level of {self.runtime}", self.level, LEVELS[self.runtime])
+            one_of(f"level of {self.runtime}", self.level, facts.levels)
         if not isinstance(self.device, str) or not _PLACE.fullmatch(self.device):
             msg = f"device: expected 'cpu' or 'cuda[:index]', got {self.device!r}"
             raise ValueError(msg)
         if self.device == "cuda":
             object.__setattr__(self, "device", "cuda:0")
-        one_of("precision", self.precision, PRECISIONS)
+        one_of(f"kind of device of {self.runtime}", self.device.partition(":")[0], facts.devices)
+        one_of(f"precision of {self.runtime}", self.precision, facts.precisions)
         for name in _NUMBERS:
             if getattr(self, name) is not None:
                 within(name, getattr(self, name), 1, MOST)
@@ -110,7 +104,7 @@ class Environment:
             msg = f"text: expected the notation of an environment, got {type(text).__name__}"
             raise TypeError(msg)
         runtime, *words = (word.strip().lower() for word in text.split(":"))
-        one_of("runtime", runtime, tuple(LEVELS))
+        one_of("runtime", runtime, tuple(RUNTIMES))
         found: dict[str, Any] = {}
         for word in words:
             name, value = _read(word, runtime, text)
@@ -166,13 +160,14 @@ def _read(word: str, runtime: str, text: str) -> tuple[str, Any]:
     if equals and name in ("isa", "level", "precision"):
         return name, _SHORT.get(value, value)
     if not equals:
-        if word in LEVELS[runtime]:
+        if word in RUNTIMES[runtime].levels:
             return "level", word
         if _SHORT.get(word, word) in PRECISIONS:
             return "precision", _SHORT.get(word, word)
         if _DEVICE.fullmatch(word):
             index = word.removeprefix("cuda")
             return "device", word if word in ("cpu", "cuda") else f"cuda:{int(index)}"
-    known = [*LEVELS[runtime], *PRECISIONS, "cpu", "cuda", "threads=N", "batch=N", "isa=NAME"]
+    facts = RUNTIMES[runtime]
+    known = [*facts.levels, *facts.precisions, *facts.devices, "threads=N", "batch=N", "isa=NAME"]
     msg = f"{text}: {word!r} is none of what {runtime} knows: {', '.join(known)}"
     raise ValueError(msg)

@@ -15,7 +15,7 @@ from compdx import runtimes
 from compdx.environments import torch_modes
 from compdx.environments.child import Child
 from compdx.environments.conversions import Chain, Converter, NotMeasured
-from compdx.environments.environment import Environment
+from compdx.environments.environment import THREADS_BY_PROCESS, Environment
 from compdx.model import Model, Pair
 from compdx.ops.checks import check_shape
 
@@ -171,12 +171,11 @@ def _file(model: Model, environment: Environment, path: Path) -> Model:
     how: dict[str, Any] = {
         "runtime": environment.runtime,
         # TVM has optimized when the file was made.
-        "level": None if environment.runtime == "tvm" else environment.level,
+        "level": None if path.suffix == ".so" else environment.level,
         "precision": environment.precision,
         "device": environment.device,
     }
     if not environment.variables:
         return Model(path, **settings, **how, threads=environment.threads)
-    by_process = environment.runtime in ("tvm", "keras")
-    how["threads"] = None if by_process else environment.threads
+    how["threads"] = None if environment.runtime in THREADS_BY_PROCESS else environment.threads
     return Model(Child(path, environment.variables, how), **settings, device=environment.device)
