@@ -196,8 +196,9 @@ class Model:
     @property
     def training(self) -> bool:
         """Whether any part of a torch module, or of that in a file, is in training mode; False for other callables."""
-        module = self._obj if self.runner is None else self.runner.session
-        return _is_torch_module(module) and _in_training(module)
+        if self.runner is not None:  # Keras tells its layers at every call, whatever torch's flag says
+            return self.runner.runtime == "torch" and _in_training(self.runner.session)
+        return self._torch and _in_training(self._obj)
 
     @property
     def module(self) -> Any:

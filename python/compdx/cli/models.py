@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from compdx import zoo
+from compdx import runtimes, zoo
+from compdx.cli.options import given
 from compdx.model import Model, Pair
 from compdx.seeds import Seeds
 from compdx.seeds import load as load_seeds
@@ -17,12 +18,20 @@ from compdx.zoo.train import RECORD
 
 
 def pair(
-    original: str, compressed: str, preprocessing: dict[str, Any], device: str | None, threads: int | None
+    original: str,
+    compressed: str,
+    preprocessing: dict[str, Any],
+    device: str | None,
+    threads: int | None,
+    own: tuple[dict[str, Any], dict[str, Any]] = ({}, {}),
 ) -> Pair:
-    """The two models that the options name, on one device, with torch's threads set when it is in use."""
+    """The two models that the options name, on one device, with torch's threads set when it is in use.
+
+    ``own`` holds settings of one of the models, which go before the common ones.
+    """
     made = Pair(
-        model("--original", original, preprocessing, device),
-        model("--compressed", compressed, preprocessing, device),
+        model("--original", original, {**preprocessing, **own[0]}, device, threads),
+        model("--compressed", compressed, {**preprocessing, **own[1]}, device, threads),
     )
     set_threads(threads)
     return made
@@ -34,14 +43,16 @@ def set_threads(threads: int | None) -> None:
         sys.modules["torch"].set_num_threads(threads)
 
 
-def model(option: str, target: str, preprocessing: dict[str, Any], device: str | None) -> Model:
-    """The model that an option names; a bare module or callable of a factory gets the preprocessing."""
+def model(option: str, target: str, settings: dict[str, Any], device: str | None, threads: int | None = None) -> Model:
+    """The model that an option names; a model file and the bare module or callable of a factory get the settings."""
+    if Path(target).suffix.lower() in runtimes.SUFFIXES:
+        return Model(Path(target), device=device, **{**given(threads=threads), **settings})
     made = _stored(target, device) or _made(option, target)
     if not isinstance(made, Model):
-        return Model(made, name=target, device=device, **preprocessing)
-    if preprocessing:
-        given = ", ".join(f"--{key.replace('_', '-')}" for key in preprocessing)
-        msg = f"{option} {target} returns a compdx.Model, which brings its own preprocessing; leave out {given}"
+        return Model(made, name=target, device=device, **settings)
+    if settings:
+        names = ", ".join(f"--{key.replace('_', '-')}" for key in settings)
+        msg = f"{option} {target} returns a compdx.Model, which brings its own preprocessing; leave out {names}"
         raise ValueError(msg)
     return made
 
@@ -92,7 +103,7 @@ def _made(option: str, target: str) -> Any:
     """What the factory returns that ``package.module:factory`` names."""
     module_name, _, name = target.partition(":")
     if not module_name or not name:
-        shipped = ", ".join(["a network file or directory of compdx", *zoo.names()])
+        shipped = ", ".join(["a model file", "a network file or directory of compdx", *zoo.names()])
         msg = f"{option} must be package.module:factory, got {target!r}; or {shipped}"
         raise ValueError(msg)
     if str(Path.cwd()) not in sys.path:

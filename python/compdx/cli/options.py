@@ -11,7 +11,11 @@ import typer
 from compdx.engine import Numerics
 from compdx.training import Recipe
 
-TARGET = "package.module:factory, a network file or directory of compdx, or the name of a network that comes with it."
+TARGET = (
+    "package.module:factory, a model file (.onnx, .tflite, .keras, .h5, .xml, .pt2, .so), a network file or directory "
+    "of compdx, or the name of a network that comes with it."
+)
+OWN = ("mean", "std", "bounds", "layout", "outputs", "class_offset", "runtime", "level", "precision", "threads")
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of the run.")]
 Original = Annotated[str, typer.Option("--original", metavar="MODEL", help=f"The original model: {TARGET}")]
@@ -30,8 +34,21 @@ Outputs = Annotated[
 Offset = Annotated[
     int | None, typer.Option("--class-offset", min=0, help="Leading scores of bare models to drop: background classes.")
 ]
+OriginalOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--original-option",
+        metavar="KEY=VALUE",
+        help=f"For the original model alone, repeatable: {', '.join(OWN)}; the last four for model files.",
+    ),
+]
+CompressedOption = Annotated[
+    list[str] | None,
+    typer.Option("--compressed-option", metavar="KEY=VALUE", help="For the compressed model alone, likewise."),
+]
 Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, help="CPU threads, of torch where the models use it and of compdx.")
+    int | None,
+    typer.Option("--threads", min=1, help="CPU threads, of torch and the runtimes of model files, and of compdx."),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="Where the models run: cpu, cuda, cuda:1, ...")]
 Chains = Annotated[str, typer.Option("--chains", metavar="auto|N", help="Batch size; auto measures a good one.")]
@@ -137,3 +154,26 @@ def preprocessing(
         outputs=outputs,
         class_offset=class_offset,
     )
+
+
+def own(original: list[str] | None, compressed: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What ``--original-option`` and ``--compressed-option`` say."""
+    return own_settings("--original-option", original), own_settings("--compressed-option", compressed)
+
+
+def own_settings(option: str, assignments: list[str] | None) -> dict[str, Any]:
+    """What ``KEY=VALUE`` texts say of one model: preprocessing, and how its file is opened."""
+    settings: dict[str, Any] = {}
+    for assignment in assignments or []:
+        key, equals, text = assignment.partition("=")
+        key = key.replace("-", "_")
+        if not equals or key not in OWN:
+            msg = f"{option} must be KEY=VALUE with one of the keys {', '.join(OWN)}, got {assignment!r}"
+            raise ValueError(msg)
+        if key in ("mean", "std", "bounds"):
+            settings[key] = numbers(f"--{key}", text)
+        elif key in ("class_offset", "threads"):
+            settings[key] = literal(text)
+        else:
+            settings[key] = text
+    return settings

@@ -56,6 +56,8 @@ def command(
     layout: opt.Layout = None,
     outputs: opt.Outputs = None,
     class_offset: opt.Offset = None,
+    original_option: opt.OriginalOption = None,
+    compressed_option: opt.CompressedOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -66,7 +68,9 @@ def command(
         preprocessing = opt.preprocessing(mean, std, bounds, layout, outputs, class_offset)
         settings = method_of(method, budget, method_option or [], coverage=coverage, score=score, stop=stop)
         findings = compdx.search(
-            models.pair(original, compressed, preprocessing, device, threads),
+            models.pair(
+                original, compressed, preprocessing, device, threads, opt.own(original_option, compressed_option)
+            ),
             models.seeds(seeds, limit),
             method=settings,
             chains=opt.chains(chains),

@@ -26,6 +26,8 @@ def command(
     layout: opt.Layout = None,
     outputs: opt.Outputs = None,
     class_offset: opt.Offset = None,
+    original_option: opt.OriginalOption = None,
+    compressed_option: opt.CompressedOption = None,
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -33,7 +35,9 @@ def command(
     """Ask about every finding of a run again and grade it. Exit code 1 when one is not stable."""
     with Answer("verify", as_json=as_json, debug=debug) as answer:
         preprocessing = opt.preprocessing(mean, std, bounds, layout, outputs, class_offset)
-        pair = models.pair(original, compressed, preprocessing, device, threads)
+        pair = models.pair(
+            original, compressed, preprocessing, device, threads, opt.own(original_option, compressed_option)
+        )
         verification = compdx.verify(pair, run, progress=None if quiet else Ticker("images asked again"))
         answer.give(
             NOTHING if verification.all_stable else FOUND,

@@ -18,10 +18,12 @@ from compdx.runtimes.openvino import OPENVINO
 from compdx.runtimes.torch_export import TORCH
 from compdx.runtimes.tvm import TVM
 
-__all__ = ["RUNTIMES", "Runner", "Runtime", "of", "open"]
+__all__ = ["RUNTIMES", "SUFFIXES", "Runner", "Runtime", "of", "open"]
 
 RUNTIMES: dict[str, Runtime] = {facts.name: facts for facts in (ONNX_RUNTIME, LITERT, KERAS, OPENVINO, TORCH, TVM)}
 """The facts of every runtime by name; nothing needs to be installed to read them."""
+SUFFIXES = tuple(dict.fromkeys(suffix for facts in RUNTIMES.values() for suffix in facts.suffixes))
+"""What model files may end in."""
 
 
 def of(path: str | os.PathLike[str]) -> str:
@@ -34,8 +36,7 @@ def of(path: str | os.PathLike[str]) -> str:
     for facts in RUNTIMES.values():
         if suffix in facts.suffixes:
             return facts.name
-    known = ", ".join(dict.fromkeys(suffix for facts in RUNTIMES.values() for suffix in facts.suffixes))
-    msg = f"a model file must end in one of {known}, got {os.fspath(path)!r}"
+    msg = f"a model file must end in one of {', '.join(SUFFIXES)}, got {os.fspath(path)!r}"
     raise ValueError(msg)
 
 
