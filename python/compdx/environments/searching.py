@@ -28,6 +28,7 @@ def search(
     limit: int = 100,
     seed: int = 0,
     directory: str | PathLike[str] | None = None,
+    resume: bool = False,
     progress: bool = True,
 ) -> Comparison:
     """Search between the first environment of a comparison and every other one.
@@ -40,6 +41,7 @@ def search(
             float32 have one twin, whose difference from itself has no gradient.
         limit: Images to start from, 1 or more.
         directory: Runs are kept there, one a pair; ``None``: in memory.
+        resume: Continue the runs that are there.
         progress: Whether to show the progress on stderr.
 
     Returns:
@@ -48,7 +50,7 @@ def search(
     Raises:
         TypeError, ValueError: An argument is of the wrong kind or out of range.
         KeyError: The comparison was loaded, so there is nothing to ask.
-        FileExistsError: ``directory`` holds runs.
+        FileExistsError: ``directory`` holds runs and ``resume`` is false.
     """
     seeds = Seeds.of(images)
     within("limit", limit, 1, 1 << 40)
@@ -69,7 +71,13 @@ def search(
         agreeing = np.setdiff1d(np.arange(len(seeds)), difference.rows)[:limit]
         run = None if directory is None else Path(directory) / slug(index, names)
         findings = api.search(
-            pair, seeds.select(agreeing), method=settings, seed=seed, out=run, engine="eager", progress=progress
+            pair,
+            seeds.select(agreeing),
+            method=settings,
+            seed=seed,
+            out=run,
+            resume=resume and run is not None,
+            progress=progress,
         )
         found.append(
             Search(
