@@ -5,12 +5,14 @@
 The shipped ResNet-20 runs on CIFAR-10's test images in every environment that is installed, with the same float32
 weights; beside them stand bfloat16 and an int8 version, eager and compiled. The comparison goes through ``--work`` and
 continues there. Then the float32 network is searched against each of the others from ``--seeds`` images on which both
-agree. ``--data`` is a directory with ``train.parquet`` and ``test.parquet``; without it (``--smoke``) images are random.
+agree. ``--data`` is a directory with ``train.parquet`` and ``test.parquet``; without it (``--smoke``) images are
+random.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import resource
 import tempfile
 import time
@@ -108,9 +110,7 @@ def summary(found: environments.Comparison) -> dict[str, Any]:
 def searched(found: environments.Comparison, images: Seeds, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Float32 against fewer bits, from images on which both agree."""
     names = [REFERENCE, *(name for name in (*FEWER_BITS, INT8, "int8 inductor") if name in found.names)]
-    kept = environments.compare(
-        [found.variants[name] for name in names], images, batch=options.batch, rechecked=0, repeats=0, progress=False
-    )
+    kept = dataclasses.replace(found, environments=tuple(one for one in found.environments if one.name in names))
     start = time.perf_counter()
     done = environments.search(
         kept, images, budget=options.budget, limit=options.seeds, seed=options.seed, progress=not options.smoke
