@@ -620,6 +620,10 @@ def test_a_gradient_goes_through_the_twin_of_a_file(model, files):
     (one,) = environments.search(found, IMAGES, method="gradient", limit=3, progress=False).searches
     assert one.reason is None
     assert one.queries == 3 * 11  # the seeds and ten pictures of each
+    half = environments.variants(model, ["torch:bfloat16", "torch:bfloat16:threads=1"], files)
+    found = environments.compare(half, IMAGES, repeats=0, rechecked=0, progress=False)
+    (one,) = environments.search(found, IMAGES, method="gradient", progress=False).searches
+    assert "one twin" in one.reason
 
 
 # The command line and the page

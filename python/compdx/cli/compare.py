@@ -85,7 +85,7 @@ def command(
         ExitStack() as stack,
     ):
         wanted = [environments.Environment.parse(text) for text in env]
-        given = opt_files(file or [])
+        given = _files(file or [])
         preprocessing = opt.preprocessing(mean, std, bounds, layout, outputs, class_offset)
         chosen = models.seeds(images, limit)
         subject = models.model("MODEL", model, preprocessing, None)
@@ -125,7 +125,7 @@ def command(
         )
 
 
-def opt_files(assignments: list[str]) -> dict[str, str]:
+def _files(assignments: list[str]) -> dict[str, str]:
     """What ``RUNTIME=PATH`` texts say."""
     found = {}
     for text in assignments:

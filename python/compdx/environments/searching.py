@@ -13,6 +13,7 @@ import numpy.typing as npt
 from compdx import api, methods
 from compdx.environments.comparison import Comparison, Search
 from compdx.environments.recording import slug
+from compdx.environments.torch_modes import same_twin
 from compdx.methods.base import Method
 from compdx.model import Pair
 from compdx.ops.checks import within
@@ -99,6 +100,6 @@ def _refusal(pair: Pair, settings: Method) -> str | None:
         twins = pair.original.twin, pair.compressed.twin
     except TypeError as error:
         return str(error)
-    if twins[0] is twins[1]:
+    if same_twin(*twins):
         return "both environments have one twin, and its difference from itself has no gradient; use method='mcmc'"
     return None

@@ -32,6 +32,14 @@ def twin_in(model: Model, environment: Environment) -> Any:
     return twin if environment.precision == "float32" else autocast(twin, environment)
 
 
+def same_twin(a: Any, b: Any) -> bool:
+    """Whether two twins are one module, at one precision."""
+    kind = _modules()["Autocast"]
+    if isinstance(a, kind) and isinstance(b, kind):
+        return a.network is b.network and a.dtype == b.dtype
+    return a is b
+
+
 def autocast(module: Any, environment: Environment) -> Any:
     """The module under autocast, with float32 scores."""
     return _modules()["Autocast"](module, environment.device.partition(":")[0], environment.precision).eval()

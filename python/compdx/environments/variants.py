@@ -153,8 +153,7 @@ def _module(model: Model, environment: Environment) -> Model:
     changes: dict[str, Any] = {"name": str(environment), "device": environment.device}
     if module is model.module:
         return model.replace(**changes)
-    compiled = environment.level not in (None, "eager") or environment.precision == "float32"
-    return model.replace(module, **changes, twin=torch_modes.twin_in(model, environment) if compiled else None)
+    return model.replace(module, **changes, twin=torch_modes.twin_in(model, environment))
 
 
 def _file(model: Model, environment: Environment, path: Path) -> Model:
