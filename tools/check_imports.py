@@ -33,6 +33,7 @@ ROOMS = (
     ("verification", "checkup", "compress", "slicing", "attacks", "contact", "screen"),
     ("zoo",),
     ("api",),
+    ("environments",),
     ("repair", "report"),
     ("reproduce",),
     (PACKAGE,),
@@ -49,7 +50,7 @@ METHODS_COMMON = {"methods", "methods.base"}
 
 REQUIRED = {"numpy", "pyarrow", "PIL"}
 OPTIONAL = {
-    *("torch", "torchao", "safetensors", "sklearn", "jinja2", "typer", "rich"),
+    *("torch", "torchao", "safetensors", "scipy", "sklearn", "jinja2", "typer", "rich"),
     *("onnx", "onnxruntime", "onnxscript", "openvino", "ai_edge_litert", "keras", "h5py", "tvm"),
 }
 # The command line is never imported by the package, so what it is made of may stand at its top.

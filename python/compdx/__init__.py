@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compdx import attacks, compress, ops, repair, report, reproduce, runtimes, slicing, zoo
+from compdx import attacks, compress, environments, ops, repair, report, reproduce, runtimes, slicing, zoo
 from compdx.api import search
 from compdx.checkup import doctor
 from compdx.compressed import Compressed
@@ -33,6 +33,7 @@ __all__ = [
     "build_info",
     "compress",
     "doctor",
+    "environments",
     "ops",
     "repair",
     "report",

@@ -14,7 +14,7 @@ from typing import Any
 from compdx import store
 from compdx.findings import KINDS, Findings
 from compdx.model import import_optional
-from compdx.report import figures, reasons, repairs
+from compdx.report import environments, figures, reasons, repairs
 from compdx.report.gallery import gallery
 from compdx.report.wording import duration, flat, moment, number, percent, plural
 from compdx.seeds import Seeds
@@ -56,7 +56,8 @@ def write(
     with their hashes first. Nothing is random.
 
     Args:
-        run: A run directory, or findings, which have no timeline, no explanation and no repair.
+        run: A run directory, or findings, which have no timeline, no explanation and no repair; or the directory of a
+            comparison of environments, whose page is another one.
         path: The file, which is replaced when it exists; default ``report.html`` in the run directory.
         seeds: Seeds that hold those of the findings; a run knows only where they come from. Without them the gallery
             shows the findings alone.
@@ -76,6 +77,12 @@ def write(
     """
     _check(run, path, seeds, names, limit)
     jinja2 = import_optional("jinja2", "the report", "report")
+    if not isinstance(run, Findings) and (Path(run) / environments.RESULT).is_file():
+        if seeds is not None or names is not None:
+            msg = f"seeds and names must be None for the comparison of environments in {run}"
+            raise ValueError(msg)
+        content = environments.content(Path(run))
+        return _put(render(jinja2, "environments.html.j2", **content), Path(run) / NAME if path is None else Path(path))
     if isinstance(run, Findings):
         findings, folder, finished = run, None, True
         timeline: list[dict[str, float | None]] = []
@@ -89,8 +96,9 @@ def write(
         raise ValueError(msg)
     names = seeds.names if names is None and seeds is not None else names
     why = None if folder is None else reasons.read(folder, findings, names)
-    page = _page(
+    page = render(
         jinja2,
+        "page.html.j2",
         run=findings,
         name="" if folder is None else folder.resolve().name,
         finished=finished,
@@ -107,7 +115,11 @@ def write(
         facts=_facts(findings),
         settings=_settings(findings.settings),
     )
-    target = (folder or Path()) / NAME if path is None else Path(path)
+    return _put(page, (folder or Path()) / NAME if path is None else Path(path))
+
+
+def _put(page: str, target: Path) -> Path:
+    """Write the page, which is replaced in one step."""
     temporary = target.with_name(f"{target.name}.tmp")
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(target)
@@ -135,7 +147,8 @@ def _check(run: Any, path: Any, seeds: Any, names: Any, limit: Any) -> None:
         raise ValueError(msg)
 
 
-def _page(jinja2: Any, **content: Any) -> str:
+def render(jinja2: Any, template: str, **content: Any) -> str:
+    """A page of these templates, with their style and script."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -145,7 +158,7 @@ def _page(jinja2: Any, **content: Any) -> str:
     )
     environment.globals.update(plural=plural, number=number, percent=percent)
     style, script = (environment.get_template(name).render().strip() for name in ("style.css.j2", "page.js.j2"))
-    page: str = environment.get_template("page.html.j2").render(
+    page: str = environment.get_template(template).render(
         style=style, script=script, style_hash=_hash(style), script_hash=_hash(script), **content
     )
     return page

@@ -1,0 +1,105 @@
+"""Search for images on which environments differ where the given ones show no difference."""
+
+from __future__ import annotations
+
+import dataclasses
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from compdx import api, methods
+from compdx.environments.comparison import Comparison, Search
+from compdx.environments.recording import slug
+from compdx.environments.torch_modes import same_twin
+from compdx.methods.base import Method
+from compdx.model import Pair
+from compdx.ops.checks import within
+from compdx.seeds import Seeds
+
+
+def search(
+    comparison: Comparison,
+    images: Seeds | npt.NDArray[np.uint8],
+    *,
+    method: str | Method = "mcmc",
+    budget: int | None = None,
+    limit: int = 100,
+    seed: int = 0,
+    directory: str | PathLike[str] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Comparison:
+    """Search between the first environment of a comparison and every other one.
+
+    Args:
+        comparison: What `compare` returned in this process.
+        images: The images that were compared; the search starts from the first ``limit`` on which the two agree.
+        method, budget, seed: As for `compdx.search`. ``"mcmc"`` looks at scores alone and suits all environments.
+            ``"gradient"`` goes through the twins, and needs two that differ: two environments of one torch module in
+            float32 have one twin, whose difference from itself has no gradient.
+        limit: Images to start from, 1 or more.
+        directory: Runs are kept there, one a pair; ``None``: in memory.
+        resume: Continue the runs that are there.
+        progress: Whether to show the progress on stderr.
+
+    Returns:
+        The comparison with its ``searches``. A pair that cannot be searched has a ``reason``.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong kind or out of range.
+        KeyError: The comparison was loaded, so there is nothing to ask.
+        FileExistsError: ``directory`` holds runs and ``resume`` is false.
+    """
+    seeds = Seeds.of(images)
+    within("limit", limit, 1, 1 << 40)
+    settings = methods.resolve(method, budget)
+    names = comparison.names
+    found = []
+    for index, name in enumerate(names[1:], 1):
+        about: dict[str, Any] = {"a": names[0], "b": name, "method": settings.name}
+        difference = comparison.difference(names[0], name)
+        if difference.reason is not None:
+            found.append(Search(**about, reason=f"not measured: {difference.reason}"))
+            continue
+        pair = comparison.pair(names[0], name)
+        reason = _refusal(pair, settings)
+        if reason is not None:
+            found.append(Search(**about, reason=f"not measured: {reason}"))
+            continue
+        agreeing = np.setdiff1d(np.arange(len(seeds)), difference.rows)[:limit]
+        run = None if directory is None else Path(directory) / slug(index, names)
+        findings = api.search(
+            pair,
+            seeds.select(agreeing),
+            method=settings,
+            seed=seed,
+            out=run,
+            resume=resume and run is not None,
+            progress=progress,
+        )
+        found.append(
+            Search(
+                **about,
+                seeds=len(agreeing),
+                found=len(set(findings.table["seed_index"].to_pylist())),
+                queries=int(findings.summary.queries),
+                run=None if run is None else str(run),
+            )
+        )
+    return dataclasses.replace(comparison, searches=tuple(found))
+
+
+def _refusal(pair: Pair, settings: Method) -> str | None:
+    """Why a method cannot tell two environments apart."""
+    if not getattr(settings, "white_box", False):
+        return None
+    try:
+        twins = pair.original.twin, pair.compressed.twin
+    except TypeError as error:
+        return str(error)
+    if same_twin(*twins):
+        return "both environments have one twin, and its difference from itself has no gradient; use method='mcmc'"
+    return None
