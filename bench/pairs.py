@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+import compdx
+
 # Keras reads it once, when it is first imported; TensorFlow is used where someone asks for it.
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
@@ -49,48 +51,15 @@ FILES = {
 }
 
 
-def load_keras(path: Path, *, threads: int) -> Batch:
-    """A Keras model file as a callable, on Keras' torch backend unless KERAS_BACKEND says otherwise."""
-    import keras
-    import torch
-
-    torch.set_num_threads(threads)
-    model = keras.saving.load_model(path, compile=False)
-
-    def predict(batch: Array) -> Array:
-        with torch.no_grad():
-            return model([batch], training=False).numpy()
-
-    return predict
-
-
-def load_litert(path: Path, *, threads: int) -> Batch:
-    """A TFLite file as a callable; one interpreter for each batch size, because resizing allocates anew."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreters: dict[int, Interpreter] = {}
-
-    def predict(batch: Array) -> Array:
-        if len(batch) not in interpreters:
-            new = Interpreter(model_path=str(path), num_threads=threads)
-            new.resize_tensor_input(new.get_input_details()[0]["index"], batch.shape)
-            new.allocate_tensors()
-            interpreters[len(batch)] = new
-        interpreter = interpreters[len(batch)]
-        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], np.ascontiguousarray(batch, np.float32))
-        interpreter.invoke()
-        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-
-    return predict
-
-
 def load_pair(name: str, directory: Path, *, threads: int = 1) -> Peer:
     """One of DFlare's pairs, `lenet1` or `resnet`, from `NAME.h5` and `NAME-quan.lite`."""
     facts = FILES[name]
+    # Keras can be told a number of threads on PyTorch only.
+    of_keras = threads if os.environ["KERAS_BACKEND"] == "torch" else None
     return Peer(
         name,
-        load_keras(directory / f"{name}.h5", threads=threads),
-        load_litert(directory / f"{name}-quan.lite", threads=threads),
+        compdx.runtimes.open(directory / f"{name}.h5", threads=of_keras),
+        compdx.runtimes.open(directory / f"{name}-quan.lite", threads=threads),
         facts["mean"],
         facts["std"],
         facts["bounds"],
@@ -99,8 +68,6 @@ def load_pair(name: str, directory: Path, *, threads: int = 1) -> Peer:
 
 def load_images(name: str, directory: Path) -> Array:
     """The test images that belong to a pair, uint8 `[N, C, H, W]`, from `mnist/` or `cifar10/test.parquet`."""
-    import compdx
-
     return compdx.Seeds.from_parquet(directory / FILES[name]["data"] / "test.parquet").images
 
 
