@@ -12,7 +12,21 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(msg, name=error.name) from error
 
 import compdx
-from compdx.cli import compare, compress, demo, doctor, repair, report, reproduce, search, show, slice, train, verify
+from compdx.cli import (
+    compare,
+    compress,
+    demo,
+    doctor,
+    localize,
+    repair,
+    report,
+    reproduce,
+    search,
+    show,
+    slice,
+    train,
+    verify,
+)
 
 app = typer.Typer(
     name="compdx",
@@ -23,7 +37,21 @@ app = typer.Typer(
 )
 
 # In the order in which they are used, which is that of the help.
-for module in (demo, train, compress, doctor, search, compare, verify, show, report, slice, repair, reproduce):
+for module in (
+    demo,
+    train,
+    compress,
+    doctor,
+    search,
+    compare,
+    localize,
+    verify,
+    show,
+    report,
+    slice,
+    repair,
+    reproduce,
+):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 
 
