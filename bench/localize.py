@@ -84,8 +84,8 @@ def exported(model: Model, image: np.ndarray, path: Path, exporter: str) -> Path
         if exporter == "dynamo":
             torch.onnx.export(model.module, (x,), path, dynamo=True, dynamic_shapes=({0: torch.export.Dim("n")},))
         else:
-            axes = {"images": {0: "n"}}
-            torch.onnx.export(model.module, (x,), path, dynamo=False, input_names=["images"], dynamic_axes=axes)
+            wrapped, axes = torch.nn.Sequential(model.module), {"images": {0: "n"}}  # it takes no graph of torch.fx
+            torch.onnx.export(wrapped.eval(), (x,), path, dynamo=False, input_names=["images"], dynamic_axes=axes)
     return path
 
 

@@ -362,6 +362,22 @@ def test_cuts_by_all_places() -> None:
     assert last.name == "5.conv2"
 
 
+def test_a_runtime_that_shows_no_values_is_named() -> None:
+    pytest.importorskip("ai_edge_litert")
+    lite = Model(Path(__file__).parent / "data" / "tiny-float.tflite", layout="NHWC")
+    with pytest.raises(ValueError, match=r"can be looked at, .* got tiny-float.tflite on litert"):
+        localize(model(), lite, images())
+
+
+def test_an_exported_graph() -> None:
+    shapes = ({0: torch.export.Dim("n")},)
+    for module, suspects in ((network(), []), (perturbed("5.conv2"), ["5.conv2"])):
+        exported = torch.export.export(module, (torch.zeros(2, 2, 8, 8),), dynamic_shapes=shapes).module()
+        found = localize(model(), model(exported), images())
+        assert [one.name for one in found.suspects] == suspects
+        assert not any(found.unpaired.values())
+
+
 # ONNX
 
 

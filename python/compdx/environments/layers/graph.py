@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,7 +119,15 @@ class Network(ABC):
 
     def consumers(self, value: str) -> list[Operation]:
         """The operations that take a value."""
-        return [operation for operation in self.operations.values() if value in operation.operands]
+        return self._consumers.get(value, [])
+
+    @cached_property
+    def _consumers(self) -> dict[str, list[Operation]]:
+        found: dict[str, list[Operation]] = {}
+        for operation in self.operations.values():
+            for value in dict.fromkeys(operation.operands):
+                found.setdefault(value, []).append(operation)
+        return found
 
     def affine(self, head: str, end: str) -> tuple[Array, Array]:
         """Factor and summand, float32 ``[channels]``, of the affine operations behind ``head`` up to ``end``."""

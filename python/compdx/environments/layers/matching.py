@@ -352,7 +352,7 @@ def _back(network: Network, value: str, stops: set[str]) -> tuple[list[str], lis
         elif here not in made:
             made.add(here)
             waiting += network.operations[here].operands
-    order = [INPUT, *network.operations]
+    order = [INPUT, *network.operations] if len(made) + len(reached) > 1 else [*made, *reached]
     return sorted(made, key=order.index), sorted(reached, key=order.index)
 
 

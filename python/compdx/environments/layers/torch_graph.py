@@ -108,6 +108,10 @@ class TorchNetwork(Network):
         return np.asarray(tensor.detach().float().cpu())
 
     def _read(self) -> None:
+        # What nobody takes is of no interest, such as the guards of an exported graph; but it may overwrite something.
+        for node in reversed(list(self.graph.nodes)):
+            if not node.users and node.op.startswith("call_") and not self._in_place(node, "activation"):
+                self.graph.erase_node(node)
         order = {node: number for number, node in enumerate(self.graph.nodes)}
         for node in self.graph.nodes:
             if node.op == "placeholder":
