@@ -25,6 +25,9 @@ PACKAGES = (
     "foolbox",
     "adversarial-robustness-toolbox",
     "kornia",
+    "onnxruntime",
+    "openvino",
+    "apache-tvm",
 )
 
 

@@ -620,3 +620,90 @@ def test_a_gradient_goes_through_the_twin_of_a_file(model, files):
     (one,) = environments.search(found, IMAGES, method="gradient", limit=3, progress=False).searches
     assert one.reason is None
     assert one.queries == 3 * 11  # the seeds and ten pictures of each
+
+
+# The command line and the page
+
+
+def compdx_cli(*arguments: object, folder: Path) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "compdx.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_compare_on_the_command_line(files, model, tmp_path):
+    """Exit codes: 0 no label differs, 2 that and not everything was measured, 1 found, on the images or by a search."""
+    (exported,) = environments.variants(model, ["torch:isa=avx2"], files, shape=SHAPE)
+    np.savez(tmp_path / "images.npz", images=IMAGES[:12], labels=np.zeros(12, np.int64))
+    rest = ("--images", "images.npz", "--mean", "0.4", "--std", "0.3", "--rechecked", "4", "--repeats", "2", "--quiet")
+    same = ("--env", "torch:eager", "--env", "torch:threads=1")
+    code, out, err = compdx_cli("compare", exported.path, *same, *rest, "--json", "--out", "a", folder=tmp_path)
+    assert code == 0, err
+    answer = json.loads(out)
+    assert (answer["exit_code"], answer["images"]) == (0, 12)
+    assert answer["pairs"][0]["differing"] == 0
+    assert answer["environments"][0]["accuracy"] is not None
+    assert environments.Comparison.load(tmp_path / "a").names == ("torch:eager", "torch:threads=1")
+    missing = (*same, "--env", "keras", "--no-labels", "--resume", "--out", "b")
+    code, out, _ = compdx_cli("compare", exported.path, *missing, *rest[:-1], folder=tmp_path)
+    assert code == 2
+    assert "No label differs on 12 images in 1 pairs. Not everything could be measured." in out
+    assert "keras: not measured: no converter to keras is known; give its file" in out
+    search = ("--env", "torch", "--env", "torch:bfloat16", "--search", "--seeds", "4", "--budget", "300", "--out", "c")
+    code, out, err = compdx_cli("compare", exported.path, *search, *rest, "--json", folder=tmp_path)
+    assert code == 1, err
+    (found,) = json.loads(out)["searches"]
+    assert found["found"] > 0
+    assert len(compdx.Findings.load(tmp_path / found["run"])) == found["found"]
+    code, _, err = compdx_cli("compare", exported.path, "--env", "torch:fast", *rest, folder=tmp_path)
+    assert code == 2
+    assert "'fast' is none of what torch knows: eager" in err
+
+
+def page_of(tmp_path: Path) -> str:
+    pytest.importorskip("jinja2")
+    rng = np.random.default_rng(5)
+    scores = rng.normal(size=(60, 4)).astype(np.float32)
+    close = scores + rng.normal(0, 0.4, scores.shape).astype(np.float32)
+
+    def broken(_: np.ndarray) -> np.ndarray:
+        msg = "<b>no luck</b>"
+        raise RuntimeError(msg)
+
+    subjects = [table(scores, "a"), table(scores, "same"), table(close, "<i>close</i>"), Model(broken, name="broken")]
+    environments.compare(subjects, numbered(60), batch=8, repeats=2, directory=tmp_path, progress=False)
+    return compdx.report.write(tmp_path).read_text(encoding="utf-8")
+
+
+def test_the_page_of_a_comparison(tmp_path):
+    page = page_of(tmp_path)
+    found = environments.Comparison.load(tmp_path)
+    assert "<i>close" not in page
+    assert "<b>no luck" not in page
+    assert "http" not in page.replace("http-equiv", "")
+    differing = found.difference("a", "<i>close</i>").differing
+    assert differing > 0
+    assert f"<title>a – &lt;i&gt;close&lt;/i&gt;: {differing} different</title>" in page
+    assert "<title>a – same: 0 different</title>" in page
+    assert page.count("not measured</title>") == 7  # a row, a column, and where they meet
+    with pytest.raises(ValueError, match="seeds and names must be None"):
+        compdx.report.write(tmp_path, names=["a"])
+
+
+def test_the_heat_map_has_every_cell():
+    from compdx.report import environments as report
+
+    counts = np.array([[0, 3, math.nan], [3, 0, 900], [math.nan, 900, 0]])
+    svg = report.heat_map(["a", "b", "c"], counts, label="x")
+    assert svg.count("<rect") == 9
+    assert svg.count('class="unmeasured"') == 2
+    assert svg.count('class="q6"') == 2
+    assert svg.count('class="same"') == 3
+    assert [report.shade_of(count, 900.0) for count in (0, 1, 900, math.nan)] == ["q0", "q1", "q6", "unmeasured"]
+    many = [f"environment {k}" for k in range(40)]
+    svg = report.heat_map(many, np.zeros((40, 40)), label="x")
+    assert svg.count("<rect") == 1600
+    width, height = map(float, svg.split('viewBox="0 0 ')[1].split('"')[0].split())
+    assert width <= 340
+    assert height < 400

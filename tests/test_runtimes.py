@@ -515,6 +515,38 @@ def test_exports_in_training_mode_are_refused(tmp_path: Path) -> None:
         compdx.Model(tmp_path / "train.pt2")
 
 
+@pytest.mark.slow
+def test_a_quantized_export_finds_its_operators_in_a_new_process(tmp_path: Path) -> None:
+    pytest.importorskip("torchao", reason="torchao quantizes: pip install 'compdx[torch]'")
+    x = tiny.inputs(7)
+    quantized = compdx.compress.quantize(Tiny().eval(), [torch.from_numpy(tiny.inputs(32))]).model
+    free = ({0: torch.export.Dim("n", min=1)},)
+    torch.export.save(torch.export.export(quantized, (torch.from_numpy(x),), dynamic_shapes=free), tmp_path / "q.pt2")
+    np.save(tmp_path / "x.npy", x)
+    code = "import numpy, compdx; numpy.save('scores.npy', compdx.runtimes.open('q.pt2')(numpy.load('x.npy')))"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
+    with torch.inference_mode():
+        expected = quantized(torch.from_numpy(x)).numpy()
+    assert np.abs(np.load(tmp_path / "scores.npy") - expected).max() < TOLERANCE
+    assert np.abs(expected - eager(x)).max() > TOLERANCE
+
+
+@pytest.mark.gpu
+def test_an_export_runs_on_cuda(files: Files) -> None:
+    images = (255 * tiny.inputs(5)).astype(np.uint8)
+    model = compdx.Model(files("free.pt2"), device="cuda")
+    scores = model(torch.from_numpy(images).cuda())
+    assert (model.device, str(scores.device), model.runner.settings["device"]) == ("cuda:0", "cuda:0", "cuda")
+    assert np.abs(scores.cpu().numpy() - eager((images / np.float32(255)).astype(np.float32))).max() < 1e-2
+
+
+def test_interpreters_of_their_own_serve_several_threads(files: Files) -> None:
+    runner = opened(files("fixed.tflite"), threads=3)
+    assert runner.settings["batch"] == "one image a call, 3 calls at a time"
+    x = tiny.inputs(20)
+    assert np.abs(runner(x.transpose(0, 2, 3, 1)) - eager(x)).max() < TOLERANCE
+
+
 def test_two_runtimes_are_searched_verified_and_repaired(files: Files) -> None:
     opened(files("one.onnx"))
     opened(files("int8.tflite"))
@@ -567,6 +599,23 @@ def test_the_command_line_takes_files(files: Files, tmp_path: Path) -> None:
     code, answer = command("doctor", *names, *seeds)
     assert code == 2
     assert any("accepts layout='NHWC'" in problem["text"] for problem in answer["problems"])
+
+
+@pytest.mark.slow
+def test_the_published_pair_is_searched_from_its_files(data_sets: Path, tmp_path: Path) -> None:
+    models = data_sets.parent / "peers" / "dflare"
+    if not models.is_dir():
+        pytest.skip("DFlare's model files belong in peers/dflare beside the data sets")
+    pytest.importorskip("keras", reason="keras is not installed: pip install 'compdx[keras]'")
+    opened(models / "lenet1-quan.lite")
+    code, answer = command(
+        *("search", "--original", str(models / "lenet1.h5"), "--compressed", str(models / "lenet1-quan.lite")),
+        *("--seeds", str(data_sets / "mnist" / "test.parquet"), "--limit", "100", "--out", str(tmp_path / "run")),
+        *("--layout", "NHWC", "--outputs", "probabilities", "--quiet"),
+    )
+    assert code == 1
+    assert answer["findings"] >= 98
+    assert answer["summary"]["already_deviating"] <= 2
 
 
 def test_options_of_one_model_go_before_the_common_ones(files: Files) -> None:

@@ -18,7 +18,7 @@ from compdx.report.charts import SHADES, WIDTH, _svg, _text
 from compdx.report.figures import Figure
 from compdx.report.wording import flat, number, percent, plural, shortened
 
-LETTERS = 17  # of a name beside the heat map; the tables have all of it
+LETTERS, FEW = (17, 12), 10  # of a name beside the heat map of few and of more; the tables have all of it
 LETTER = 6.4  # about the width of one
 LARGEST = 44.0  # side of a cell
 
@@ -57,6 +57,10 @@ def sentence(found: Comparison) -> tuple[str, str]:
         return f"Labels differ in {plural(found.differing, 'pair')}", f"of {measured:,} that were measured."
     if not measured:
         return "Nothing could be compared", "as no two environments could be measured."
+    searched = [one for one in found.searches if one.found]
+    if searched:
+        seeds = plural(sum(one.found for one in searched), "image")
+        return "No label differs", f"{where}; searches found {seeds} on which they do."
     return "No label differs", f"{where}."
 
 
@@ -83,7 +87,11 @@ def differences(found: Comparison) -> Figure:
         title="Images with different labels",
         note=note,
         svg=heat_map(found.names, counts, label=f"Matrix of label differences. {note}"),
-        legend=[("q0", "none"), ("q2", "few"), ("q6", f"{count_text(float(np.nanmax(counts, initial=0)))}")],
+        legend=[
+            ("q0", "none"),
+            *([("q1", "one"), ("q6", f"{most.differing:,}")] if most is not None and most.differing > 1 else []),
+            *([("unmeasured", "not measured")] if unknown else []),
+        ],
         columns=("Reference", "Environment", "Images"),
         rows=[(pair.a, pair.b, f"{pair.differing:,}" if pair.measured else "not measured") for pair in found.pairs],
     )
@@ -95,7 +103,7 @@ def heat_map(names: Sequence[str], counts: npt.NDArray[np.float64], *, label: st
     Shades go by the logarithm, as one environment of few bits has more differences than all others together.
     """
     size = len(names)
-    shown = [f"{k} {shortened(name, LETTERS)}" for k, name in enumerate(names)]
+    shown = [f"{k} {shortened(name, LETTERS[size > FEW])}" for k, name in enumerate(names)]
     left = 8 + max(map(len, shown)) * LETTER
     cell = min((WIDTH - left - 2) / size, LARGEST)
     if cell < 11:  # of many environments the numbers are all that fits

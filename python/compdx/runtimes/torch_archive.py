@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from compdx.optional import import_optional
 from compdx.runtimes.base import Refused
 
 _HARMLESS = re.compile(
@@ -34,14 +35,24 @@ _FUNCTIONS = re.compile(
     r"|(Floor|Clean|Ceil)Div|(Int|Float)TrueDiv|PythonMod|PowByNatural|ToFloat|(Floor|Ceil|Trunc|Round)ToInt|Identity"
     r"|StrictLessThan|StrictGreaterThan|LessThan|GreaterThan|Equality|Unequality"
 )
+# What has to be imported for the operators of a library to be there.
+_REGISTERS = {"quantized_decomposed": "torchao.quantization.pt2e", "torchao": "torchao.quantization.pt2e"}
 _ARITHMETIC = (
     ast.Expression, ast.Call, ast.keyword, ast.Constant, ast.Name, ast.Load, ast.BinOp, ast.UnaryOp, ast.operator,
     ast.unaryop, ast.Tuple,
 )  # fmt: skip
 
 
-def check(torch: Any, path: Path) -> None:
-    """`Refused` unless the archive holds tensors and graphs of registered operators alone."""
+def load(torch: Any, path: Path) -> Any:
+    """The ``ExportedProgram`` of a file that has been checked; `Refused` where it does not hold one."""
+    for library in sorted(check(torch, path) & _REGISTERS.keys()):
+        import_optional(_REGISTERS[library], f"a .pt2 file with operators of {library}")
+    return torch.export.load(str(path))
+
+
+def check(torch: Any, path: Path) -> set[str]:
+    """`Refused` unless the archive holds tensors and graphs of registered operators alone; their libraries by name."""
+    libraries: set[str] = set()
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if not name.endswith("/")]
         inside = {name.partition("/")[2]: name for name in names}
@@ -55,10 +66,11 @@ def check(torch: Any, path: Path) -> None:
             elif short.startswith("data/sample_inputs/"):
                 _check_samples(torch, short, archive.read(name))
             elif short.startswith("models/"):
-                _check_graph(json.loads(archive.read(name)))
+                libraries |= _check_graph(json.loads(archive.read(name)))
             elif short.startswith("data/") and not _TENSORS.fullmatch(short.rpartition("/")[2]):
                 msg = f"{short} is pickled; save it again with this version of torch"
                 raise Refused(msg)
+    return libraries
 
 
 def _check_tensors(name: str, document: Any) -> None:
@@ -77,7 +89,8 @@ def _check_samples(torch: Any, name: str, content: bytes) -> None:
         raise Refused(msg) from error
 
 
-def _check_graph(document: Any) -> None:
+def _check_graph(document: Any) -> set[str]:
+    libraries = set()
     for key, value in _entries(document):
         if key == "target" and not (isinstance(value, str) and _TARGET.fullmatch(value)):
             msg = f"its graph calls {value!r}, which is no operator of torch"
@@ -85,6 +98,9 @@ def _check_graph(document: Any) -> None:
         if key == "expr_str" and not _is_arithmetic(str(value)):
             msg = f"its graph has the extent {value!r}, which is no arithmetic"
             raise Refused(msg)
+        if key == "target" and value.startswith("torch.ops."):
+            libraries.add(value.split(".")[2])
+    return libraries
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:

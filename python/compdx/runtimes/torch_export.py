@@ -22,8 +22,7 @@ class TorchExport(Runner):
     """
 
     def _open(self, package: Any, wanted: Wanted) -> None:
-        torch_archive.check(package, self.path)
-        program = package.export.load(str(self.path))
+        program = torch_archive.load(package, self.path)
         if wanted.device != "cpu":
             from torch.export.passes import move_to_device_pass
 

@@ -68,9 +68,7 @@ class Tvm(Runner):
         else:
             torch = import_optional("torch", "a .pt2 file")
             frontend = import_optional("tvm.relax.frontend.torch", "a .pt2 file for tvm", "tvm")
-            torch_archive.check(torch, self.path)
-            program = torch.export.load(str(self.path))
-            module = frontend.from_exported_program(program, keep_params_as_input=False)
+            module = frontend.from_exported_program(torch_archive.load(torch, self.path), keep_params_as_input=False)
         with package.transform.PassContext(opt_level=int(wanted.level or "2")):
             return package.compile(module, target=package.target.Target({"kind": "llvm"}))
 
