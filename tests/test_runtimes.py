@@ -21,7 +21,8 @@ import compdx
 import tiny
 from compdx import runtimes
 from compdx.cli import models, options
-from compdx.runtimes.base import Parts, Scale
+from compdx.runtimes.base import Scale
+from compdx.runtimes.batches import Parts
 from compdx.runtimes.onnxruntime import external_data
 
 torch = pytest.importorskip("torch", reason="PyTorch computes what the runtimes are compared with")
@@ -157,10 +158,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return file
 
 
+def installed(name: str) -> None:
+    """Skip the test where a runtime is missing."""
+    if name == "keras":
+        import_keras()
+    facts = runtimes.RUNTIMES[name]
+    pytest.importorskip(facts.package, reason=f"{name} is not installed: pip install 'compdx[{facts.extra}]'")
+
+
 def opened(path: Path, runtime: str | None = None, **how: Any) -> runtimes.Runner:
     name = runtime or runtimes.of(path)
-    package = runtimes.RUNTIMES[name].package
-    pytest.importorskip(package, reason=f"{name} is not installed")
+    installed(name)
     if name == "openvino":  # on some CPUs it would compute in bfloat16
         how.setdefault("precision", "float32")
     return runtimes.open(path, runtime=runtime, **how)
@@ -316,7 +324,7 @@ def test_inputs_in_the_wrong_layout_are_refused_by_name(files: Files) -> None:
 
 @pytest.mark.parametrize("suffix", sorted(runtimes.SUFFIXES))
 def test_broken_files_are_named(suffix: str, tmp_path: Path) -> None:
-    pytest.importorskip(runtimes.RUNTIMES[runtimes.of(f"x{suffix}")].package)
+    installed(runtimes.of(f"x{suffix}"))
     path = tmp_path / f"broken{suffix}"
     path.write_bytes(b"this is no model" * 10)
     with pytest.raises(ValueError, match=rf"cannot open .*broken\{suffix}: "):
@@ -606,7 +614,7 @@ def test_the_published_pair_is_searched_from_its_files(data_sets: Path, tmp_path
     models = data_sets.parent / "peers" / "dflare"
     if not models.is_dir():
         pytest.skip("DFlare's model files belong in peers/dflare beside the data sets")
-    pytest.importorskip("keras", reason="keras is not installed: pip install 'compdx[keras]'")
+    installed("keras")
     opened(models / "lenet1-quan.lite")
     code, answer = command(
         *("search", "--original", str(models / "lenet1.h5"), "--compressed", str(models / "lenet1-quan.lite")),

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from compdx.runtimes.base import Array, Parts, Refused, Runner, Runtime, Wanted, only_input
+from compdx.runtimes.base import Array, Refused, Runner, Runtime, Wanted, only_input
+from compdx.runtimes.batches import Parts
 from compdx.runtimes.torch_export import extents, held_threads
 
 BACKENDS = ("tensorflow", "torch", "jax")

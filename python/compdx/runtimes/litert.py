@@ -7,18 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from compdx.runtimes.base import (
-    Array,
-    Parts,
-    Runner,
-    Runtime,
-    Scale,
-    Wanted,
-    agree,
-    only_input,
-    output_place,
-    usable_cpus,
-)
+from compdx.runtimes.base import Array, Runner, Runtime, Scale, Wanted, only_input, output_place
+from compdx.runtimes.batches import Parts, agree, usable_cpus
 
 LEVELS = {
     "optimized": "AUTO",

@@ -6,18 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from compdx.runtimes.base import (
-    Array,
-    Call,
-    Parts,
-    Refused,
-    Runner,
-    Runtime,
-    Wanted,
-    only_input,
-    output_place,
-    usable_cpus,
-)
+from compdx.runtimes.base import Array, Refused, Runner, Runtime, Wanted, only_input, output_place
+from compdx.runtimes.batches import Call, Parts, usable_cpus
 
 LEVELS = {
     "disable_all": "ORT_DISABLE_ALL",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from compdx.runtimes.base import Array, Parts, Runner, Runtime, Wanted, agree, only_input, output_place
+from compdx.runtimes.base import Array, Runner, Runtime, Wanted, only_input, output_place
+from compdx.runtimes.batches import Parts, agree
 
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 NUMPY = {"f32": "float32", "f16": "float16", "f64": "float64", "bf16": "bfloat16"}

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from compdx.runtimes import torch_archive
-from compdx.runtimes.base import Array, Parts, Runner, Runtime, Wanted, only_input, output_place
+from compdx.runtimes.base import Array, Runner, Runtime, Wanted, only_input, output_place
+from compdx.runtimes.batches import Parts
 
 
 class TorchExport(Runner):

@@ -7,7 +7,8 @@ from typing import Any
 
 from compdx.optional import import_optional
 from compdx.runtimes import torch_archive
-from compdx.runtimes.base import Array, Parts, Refused, Runner, Runtime, Wanted, output_place
+from compdx.runtimes.base import Array, Refused, Runner, Runtime, Wanted, output_place
+from compdx.runtimes.batches import Parts
 
 COMPILED = (".so", ".tar")
 LEVELS = ("0", "2", "3")
