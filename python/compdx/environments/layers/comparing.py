@@ -15,7 +15,7 @@ from compdx.environments.layers.matching import BETWEEN, Matching, Place
 
 EPSILON = 2.0**-24
 """The unit roundoff of float32."""
-ROUNDING = 16.0
+ROUNDING = 4.0
 """How many times the rounding to be expected is still called rounding: see `Comparison.bounds`."""
 STEP = 2.0**-16
 """The relative size of the disturbance that bounds are measured with; far above a float32's own rounding."""
