@@ -1,8 +1,9 @@
 """The same model across environments: runtimes, optimization levels, devices, precisions, threads, batch sizes.
 
 `variants` makes one model's file for each environment, with the same weights; `compare` runs them on the same images
-and says where labels, rankings, scores and times differ; `search` looks for images on which they do. DeltaNN
-(Louloudakis et al., ICSME 2023), with a search.
+and says where labels, rankings, scores and times differ; `search` looks for images on which they do; `localize` names
+the layer that begins it, and `inject` puts such faults into a network. DeltaNN (Louloudakis et al., ICSME 2023), with a
+search.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from compdx.environments.conversions import NotMeasured, Step
 from compdx.environments.difference import Difference, Overlap, Speed
 from compdx.environments.drift import Drift
 from compdx.environments.environment import ISAS, Environment
+from compdx.environments.faults import FAULTS, Fault, inject
+from compdx.environments.layers import Layer, Localization, localize
 from compdx.environments.searching import search
 from compdx.environments.significance import Anova, Latency, anova, speed_gain, time_change, wilson
 from compdx.environments.variants import Variant, variants
 
 __all__ = [
+    "FAULTS",
     "ISAS",
     "STABILITY",
     "Anova",
@@ -25,7 +29,10 @@ __all__ = [
     "Difference",
     "Drift",
     "Environment",
+    "Fault",
     "Latency",
+    "Layer",
+    "Localization",
     "Measured",
     "NotMeasured",
     "Overlap",
@@ -36,6 +43,8 @@ __all__ = [
     "Variant",
     "anova",
     "compare",
+    "inject",
+    "localize",
     "search",
     "speed_gain",
     "time_change",

@@ -63,8 +63,8 @@ _FUNCTIONS = {
     "dropout": ("dropout", "dropout1d", "dropout2d", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
     "identity": ("contiguous", "clone", "detach", "to", "_to_copy", "float", "half", "bfloat16", "type_as"),
 }
-_MODULE_KINDS = {name: kind for kind, names in _MODULES.items() for name in names}
-_FUNCTION_KINDS = {name: kind for kind, names in _FUNCTIONS.items() for name in names}
+MODULE_KINDS = {name: kind for kind, names in _MODULES.items() for name in names}
+FUNCTION_KINDS = {name: kind for kind, names in _FUNCTIONS.items() for name in names}
 # What asks a value for its shape and the like: the answer is no neuron.
 _QUESTIONS = {"size", "dim", "ndimension", "numel", "len", "sym_size", "shape", "dtype", "device", "ndim"}
 _HINTS = {
@@ -137,7 +137,7 @@ class Trace:
 
     def __init__(self, module: Any, name: str) -> None:
         self.module, self.name = module, name
-        self._graph, self._constants = _traced(module, name)
+        self._graph, self._constants = traced(module, name)
         self.operations: list[Operation] = []
         self._values: dict[Any, str] = {}
         self._names: dict[str, int] = {}
@@ -187,7 +187,7 @@ class Trace:
                 calls.append(call)
                 see(call.operation.name, known[node])
             else:
-                known[node] = self._execute(node, *_replaced((node.args, node.kwargs), known.__getitem__))
+                known[node] = self._execute(node, *replaced((node.args, node.kwargs), known.__getitem__))
             for source in node.all_input_nodes:
                 if self._last.get(source) is node:
                     del known[source]
@@ -204,11 +204,11 @@ class Trace:
                     msg = f"model {self.name!r} must take one input, but its forward() takes {node.target!r} as well"
                     raise ValueError(msg)
             elif node.op == "output":
-                self._result = _only(node.args[0])
+                self._result = only(node.args[0])
                 if self._values.get(self._result) is None:
                     msg = f"model {self.name!r} must return one tensor that depends on its input, got {node.args[0]}"
                     raise ValueError(msg)
-            elif any(source in self._values for source in node.all_input_nodes) and not _asks(node):
+            elif any(source in self._values for source in node.all_input_nodes) and not asks(node):
                 operation = self._operation(node)
                 if operation.in_place:
                     self._redirect(operation, order)
@@ -216,14 +216,14 @@ class Trace:
 
     def _operation(self, node: Any) -> Operation:
         called = self._called(node)
-        kind = (_MODULE_KINDS if node.op == "call_module" else _FUNCTION_KINDS).get(called or "")
+        kind = (MODULE_KINDS if node.op == "call_module" else FUNCTION_KINDS).get(called or "")
         if called is None or kind is None:
             raise self._unsupported(node, f"has no rule{_HINTS.get(called or '', '')}")
         layer = self._layer(node)
         arguments = self._arguments(node, kind)
         # What one tensor is scaled or shifted by is a constant, whose difference to its mean is zero.
         operands = {name: arguments[name] for name in ("input", "other", "tensors") if name in arguments}
-        neurons = [source for source in _nodes(operands) if source in self._values]
+        neurons = [source for source in nodes(operands) if source in self._values]
         if kind in ("add", "subtract", "multiply") and len(neurons) == 1:
             kind = "scale"
         if kind == "divide":
@@ -259,7 +259,7 @@ class Trace:
             found.update({name: getattr(module, name) for name in wanted if hasattr(module, name)})
             # The module itself knows its weights only when it runs: parametrizations make them anew.
             found = {name: _Weight(node.target, name) if name == "weight" else found[name] for name in found}
-            found["input"] = _only(node.args or tuple(node.kwargs.values()))
+            found["input"] = only(node.args or tuple(node.kwargs.values()))
             return found
         names = list(wanted)
         if len(node.args) > len(names) and kind in ("mean", "add", "subtract", "multiply", "divide"):
@@ -280,19 +280,19 @@ class Trace:
             kind = type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
             return kind.__name__ if kind.__module__.split(".")[0] in ("torch", "torchao") else None
         if node.op == "call_method":
-            return _plain(node.target)
+            return plain(node.target)
         schema = getattr(node.target, "_schema", None)
         if schema is not None:
-            return _plain(schema.name.split("::")[-1])
+            return plain(schema.name.split("::")[-1])
         home = getattr(node.target, "__module__", None) or "torch"
-        return _plain(node.target.__name__) if home.split(".")[0] in ("torch", "_operator") else None
+        return plain(node.target.__name__) if home.split(".")[0] in ("torch", "_operator") else None
 
     def _layer(self, node: Any) -> str:
         """The path of the module that a node is or that has its weights, else of its caller with the node's name."""
         if node.op == "call_module":
             return str(node.target)
         for source in node.all_input_nodes:
-            owner = _owner(source, self._values)
+            owner = owner_of(source, self._values)
             if owner:
                 return owner
         stack = list(node.meta.get("nn_module_stack", {}).values())
@@ -304,7 +304,7 @@ class Trace:
             return bool(getattr(self.module.get_submodule(node.target), "inplace", False))
         schema = getattr(node.target, "_schema", None)
         name = node.target if node.op == "call_method" else schema.name if schema else node.target.__name__
-        if _plain(name) != name or name in ("iadd", "isub", "imul", "itruediv"):
+        if plain(name) != name or name in ("iadd", "isub", "imul", "itruediv"):
             return True
         flags = (*node.args[1:], node.kwargs.get("inplace")) if "activation" in kind else (node.kwargs.get("inplace"),)
         return any(flag is True for flag in flags)
@@ -340,7 +340,7 @@ class Trace:
 
     def _operand_nodes(self, node: Any) -> list[Any]:
         """The nodes of the operands, as often as the operation takes them."""
-        return [source for source in _nodes((node.args, node.kwargs)) if source in self._values]
+        return [source for source in nodes((node.args, node.kwargs)) if source in self._values]
 
     def _call(self, operation: Operation, known: Mapping[Any, Any]) -> Call:
         node, neurons = operation.node, self._values
@@ -348,18 +348,18 @@ class Trace:
         def constant(source: Any) -> Any:
             return source if source in neurons else known[source]
 
-        args, kwargs = _replaced((node.args, node.kwargs), constant)
+        args, kwargs = replaced((node.args, node.kwargs), constant)
 
         def apply(*operands: Any) -> Any:
             left = iter(operands)
-            return self._execute(node, *_replaced((args, kwargs), lambda _: next(left)))
+            return self._execute(node, *replaced((args, kwargs), lambda _: next(left)))
 
-        values = _replaced(dict(operation.arguments), lambda source: None if source in neurons else known[source])
+        values = replaced(dict(operation.arguments), lambda source: None if source in neurons else known[source])
         arguments = {
             name: getattr(self.module.get_submodule(value.path), value.name) if isinstance(value, _Weight) else value
             for name, value in values.items()
         }
-        shapes = tuple(tuple(known[source].shape) for source in _nodes(operation.arguments) if source in neurons)
+        shapes = tuple(tuple(known[source].shape) for source in nodes(operation.arguments) if source in neurons)
         return Call(operation=operation, arguments=arguments, shapes=shapes, apply=apply)
 
     def _execute(self, node: Any, args: Any, kwargs: Any) -> Any:
@@ -390,7 +390,7 @@ class _Weight:
     name: str
 
 
-def _traced(module: Any, name: str) -> tuple[Any, dict[str, Any]]:
+def traced(module: Any, name: str) -> tuple[Any, dict[str, Any]]:
     """The graph of a module, and the tensors in it that are no parameter and no buffer."""
     fx = import_optional("torch.fx", NEEDS)
     if isinstance(module, fx.GraphModule):
@@ -409,7 +409,7 @@ def _traced(module: Any, name: str) -> tuple[Any, dict[str, Any]]:
     return graph, constants
 
 
-def _owner(node: Any, values: Mapping[Any, str]) -> str:
+def owner_of(node: Any, values: Mapping[Any, str]) -> str:
     """The path of the module that has the parameter at the bottom of a node, on the way of its first arguments."""
     while node not in values:
         if node.op == "get_attr":
@@ -420,7 +420,7 @@ def _owner(node: Any, values: Mapping[Any, str]) -> str:
     return ""
 
 
-def _asks(node: Any) -> bool:
+def asks(node: Any) -> bool:
     """Whether a node asks a value for its shape or the like."""
     if node.op == "call_function" and node.target is getattr:
         return node.args[1] in _QUESTIONS
@@ -429,19 +429,19 @@ def _asks(node: Any) -> bool:
     return node.op != "call_module" and name in _QUESTIONS
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """The name of an operation without the mark of its in-place form."""
     return name[:-1] if name.endswith("_") and not name.startswith("_") else name
 
 
-def _only(values: Any) -> Any:
+def only(values: Any) -> Any:
     """What a result of one part holds; anything else as it is."""
     while isinstance(values, (tuple, list)) and len(values) == 1:
         values = values[0]
     return values if not isinstance(values, (list, dict)) else tuple(values)
 
 
-def _nodes(tree: Any) -> Iterator[Any]:
+def nodes(tree: Any) -> Iterator[Any]:
     """Every node in a nest of arguments, as often as it stands there."""
     fx = import_optional("torch.fx", NEEDS)
     found: list[Any] = []
@@ -449,6 +449,6 @@ def _nodes(tree: Any) -> Iterator[Any]:
     yield from found
 
 
-def _replaced(tree: Any, value: Callable[[Any], Any]) -> Any:
+def replaced(tree: Any, value: Callable[[Any], Any]) -> Any:
     """A nest of arguments with a value in place of every node."""
     return import_optional("torch.fx", NEEDS).node.map_arg(tree, value)
