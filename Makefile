@@ -10,7 +10,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # pip's arguments for PyTorch, for instance: make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
-BENCHES ?= kernels search profile scale peers faithful memory gradient compd ideas slicing explain
+BENCHES ?= kernels search profile scale peers faithful memory gradient compd ideas slicing explain detection targeted protection environments \
+    localize
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
