@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},
     "consistency": {"consistency": 1.0},
     "strong consistency": {"consistency": 10.0},
-    "restart": {"restart": True, "consistency": 1.0, "label_weight": 0.0},
+    "restart": {"restart": True, "consistency": 1.0, "label_weight": 0.0, "temperature": 4.0, "picture_limit": 0},
 }
 
 
@@ -316,7 +316,7 @@ def main() -> None:
         name = f"compd-coverage-{case.title}-{options.score}"
     elif options.question == "repair":
         row = mended(case, options.variants, options.seeds, options.repeats or 3)
-        name = f"compd-repair-{case.title}"
+        name = f"compd-{'repair' if 'paper' in options.variants else '-'.join(options.variants)}-{case.title}"
     else:
         row = iterated(
             case, options.seeds, options.repeats or 3, options.rounds, options.from_train, options.consistency

@@ -287,6 +287,9 @@ def test_limits(pair: Pair, findings: Any, train: Seeds, monkeypatch: Any) -> No
     given = {image.tobytes() for image in spy.given["images"][len(train) :]}
     assert given < known
     assert len(spy.given["images"]) == len(train) + effective - 20
+    done = repair.finetune(pair, findings, train=train, holdout=train, picture_limit=0, recipe=QUICK, progress=False)
+    assert (spy.given["images"] == train.images).all()
+    assert done.report.settings["pictures"] == 0
 
 
 def test_the_loss_is_cross_entropy_and_divergence(pair: Pair, findings: Any, train: Seeds, monkeypatch: Any) -> None:
@@ -636,9 +639,9 @@ def test_errors_name_what_is_wrong(pair: Pair, findings: Any, train: Seeds, netw
         finetune(test=train.images)
     with pytest.raises(ValueError, match="method must be given"):
         finetune(found=findings.pictures, unseen=train)
-    for name in ("patience", "train_limit", "picture_limit"):
-        with pytest.raises(ValueError, match=f"{name}: expected 1"):
-            finetune(**{name: 0})
+    for name, value in (("patience", 0), ("train_limit", 0), ("picture_limit", -1)):
+        with pytest.raises(ValueError, match=f"{name}: expected {value + 1}"):
+            finetune(**{name: value})
     for name, value in (("consistency", -1.0), ("temperature", 0.0), ("tolerance", 2.0), ("label_weight", 0.0)):
         with pytest.raises(ValueError, match=f"{name} must be (a|in)"):
             finetune(**{name: value})

@@ -48,7 +48,7 @@ def command(
         bool, typer.Option("--restart", help="Start from the original's own weights, under the same compression.")
     ] = False,
     train_limit: Annotated[int | None, typer.Option("--train-limit", min=1, help="Most training images.")] = None,
-    picture_limit: Annotated[int | None, typer.Option("--picture-limit", min=1, help="Most pictures.")] = None,
+    picture_limit: Annotated[int | None, typer.Option("--picture-limit", min=0, help="Most pictures; 0: none.")] = None,
     unseen: Annotated[
         Path | None, typer.Option("--unseen", help="Other seeds, searched from before and after the repair.")
     ] = None,

@@ -107,7 +107,8 @@ def finetune(
             same compression, which undoes what that training has taken it away from the original. The start itself is
             then a candidate for what is returned, as epoch 0. It needs a `Compressed`.
         train_limit: Most training images, drawn by ``seed``.
-        picture_limit: Most pictures: effective ones first, the rest drawn by ``seed``.
+        picture_limit: Most pictures: effective ones first, the rest drawn by ``seed``; 0: none, training
+            images alone.
         keep_zeros: Keep weights of a plain torch module that are zero at zero. A `Compressed` keeps its own.
         seed: Fixes all randomness: order, crops, flips, dropout, draws, fresh searches.
         progress: ``True`` shows the progress on stderr, ``False`` nothing; a callable gets every `RepairEpoch`.
@@ -158,7 +159,7 @@ def finetune(
     pictures = pictures.relabelled(pair)
     generator = np.random.default_rng((seed, 1))
     used = _limited(pictures.select(pictures.kept), picture_limit, generator)
-    if not len(used):
+    if not len(used) and picture_limit != 0:
         msg = "findings must hold pictures on which the original keeps the seed's label, got none"
         raise ValueError(msg)
     if train_limit is not None and train_limit < len(train):
@@ -375,10 +376,10 @@ def _check_numbers(
     train_limit: int | None,
     picture_limit: int | None,
 ) -> None:
-    limits = {"patience": patience, "train_limit": train_limit, "picture_limit": picture_limit}
-    for name, value in limits.items():
+    limits = {"patience": (patience, 1), "train_limit": (train_limit, 1), "picture_limit": (picture_limit, 0)}
+    for name, (value, least) in limits.items():
         if value is not None:
-            ops.checks.within(name, value, 1, 1 << 40)
+            ops.checks.within(name, value, least, 1 << 40)
     if not 0 <= tolerance <= 1:
         msg = f"tolerance must be in 0..1, got {tolerance!r}"
         raise ValueError(msg)
