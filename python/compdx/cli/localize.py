@@ -12,8 +12,8 @@ from compdx import environments
 from compdx.cli import models
 from compdx.cli import options as opt
 from compdx.cli.answer import FOUND, NOTHING, Answer
+from compdx.environments.layers.localization import RESULT
 
-LOCALIZATION = "localization.json"
 NODES = "nodes-{}.json"
 
 
@@ -33,7 +33,7 @@ def command(
     ] = True,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help=f"Directory for {LOCALIZATION}, and node data of both for Model Explorer."),
+        typer.Option("--out", help=f"Directory for {RESULT}, and node data of both for Model Explorer."),
     ] = None,
     a_option: Annotated[
         list[str] | None,
@@ -84,4 +84,4 @@ def _write(found: environments.Localization, out: Path) -> Path:
     for side in ("a", "b"):
         nodes = found.node_data("a" if side == "a" else "b")
         (out / NODES.format(side)).write_text(json.dumps(nodes, allow_nan=False, indent=1) + "\n", encoding="utf-8")
-    return found.save(out / LOCALIZATION)
+    return found.save(out / RESULT)

@@ -14,24 +14,27 @@ from html import escape
 import numpy as np
 import numpy.typing as npt
 
-from compdx.report.wording import number, percent, shortened
+from compdx.report.wording import number, percent, power, shortened
 
 WIDTH, HEIGHT = 340, 216
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 42
 ROW, BAR = 27, 12  # of charts with horizontal bars
 COLOURS = ("c-before", "c-accent")  # of what was before, and of what is after
+MARKED = "c-invalid"  # of columns that stand out
 SHADES = 6  # of the matrix: class q0 is none, q6 the most
 PLOT = 120  # height of a plot with columns
 TAIL = 14  # letters of a name below a column: its end, which tells it from others
+DECADES = 7  # at most, that a logarithmic axis names
 _LETTER = 6.4  # about the width of one
 _CROWDED, _WIDEST = 13.0, 26.0  # of columns: names that are nearer than that lie on each other; no column is wider
+_LEAST = 2.0  # width of a column that stands out
 
 Numbers = Sequence[float] | npt.NDArray[np.floating | np.integer]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """Values ``low``..``high``: from 1 upwards when ``log``, shares 0..1 when ``percent``, integers when ``whole``."""
+    """Values ``low``..``high``: positive when ``log``, shares 0..1 when ``percent``, integers when ``whole``."""
 
     title: str
     low: float
@@ -43,8 +46,8 @@ class Axis:
     def ticks(self) -> list[float]:
         """Round values within the axis, about five."""
         if self.log:
-            decades = [10.0**n for n in range(math.ceil(math.log10(self.high)) + 1)]
-            return [value for value in decades if self.low <= value <= self.high]
+            first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
+            return [10.0**n for n in range(first, last + 1, math.ceil((last - first + 1) / DECADES))]
         step = _step(self.high - self.low, self.whole)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [n * step for n in range(first, last + 1)]
@@ -60,6 +63,8 @@ class Axis:
         if self.percent:
             step = 100 * _step(self.high - self.low, self.whole)
             return percent(round(value, 9), next((n for n in range(5) if abs(round(step, n) - step) < 1e-9), 5))
+        if self.log and self.low < 1:
+            return power(round(math.log10(value)))
         if abs(value) >= 1e6:
             return f"{value / 1e6:g} M"
         if abs(value) >= 1e4:
@@ -91,6 +96,13 @@ class Stack:
 def up_to(title: str, high: float, *, percent: bool = False, whole: bool = False) -> Axis:
     """An axis from 0 that reaches ``high``, or a bit further to a round value."""
     return Axis(title=title, low=0.0, high=_top(high, whole), percent=percent, whole=whole)
+
+
+def decades(title: str, values: Numbers) -> Axis:
+    """A logarithmic axis of whole decades around all positive, finite values; one decade at least."""
+    known = [value for value in values if 0 < value < math.inf] or [1.0]
+    low, high = math.floor(math.log10(min(known)) - 1e-9), math.ceil(math.log10(max(known)) - 1e-9)
+    return Axis(title=title, low=10.0**low, high=10.0 ** max(high, low + 1), log=True)
 
 
 def curves(x: Axis, y: Axis, lines: Sequence[Line], *, label: str, marks: Sequence[float] = ()) -> str:
@@ -189,13 +201,14 @@ def columns(
     *,
     label: str,
     titles: Sequence[str] | None = None,
+    marked: Sequence[bool] | None = None,
     height: float = PLOT,
 ) -> str:
     """A column for each of many names, in order, and behind them wider ones of what they are compared with.
 
     Names are written below, turned where they are long, of crowded columns those of the highest. ``titles`` are shown
-    over a column that is pointed at; without them all columns are one shape, which takes far less text. ``height`` is
-    that of the plot.
+    over a column that is pointed at; without them all columns are one shape, which takes far less text. Columns with
+    titles that are ``marked`` stand out. ``height`` is that of the plot.
     """
     ticks = [(value, y.write(value)) for value in y.ticks()]
     left = max(len(text) for _, text in ticks) * _LETTER + 10
@@ -207,7 +220,7 @@ def columns(
 
     body = [_text(y.title, 0, 11, "start", "title")]
     for value, text in ticks:
-        kind = "grid" if value else "base"
+        kind = "grid" if value > y.low else "base"
         body.append(
             f'<line class="{kind}" x1="{left:.1f}" x2="{WIDTH}" y1="{level(value):.1f}" y2="{level(value):.1f}"/>'
         )
@@ -215,16 +228,21 @@ def columns(
     for series, colour, share in ((behind, COLOURS[0], 0.9), (values, COLOURS[1], 0.9 if behind is None else 0.5)):
         if series is None:
             continue
-        width = min(share * step, share * _WIDEST)
-        boxes = [(left + (k + 0.5) * step - width / 2, level(value)) for k, value in enumerate(series)]
+        usual = min(share * step, share * _WIDEST)
+        stands_out = [False] * len(names) if marked is None or series is behind else marked
+        widths = [max(usual, _LEAST) if marks else usual for marks in stands_out]
+        boxes = [
+            (left + (k + 0.5) * step - width / 2, level(value), width)
+            for k, (value, width) in enumerate(zip(series, widths, strict=True))
+        ]
         if titles is None:
-            path = "".join(f"M{x:.1f} {floor:.1f}V{top:.1f}h{width:.1f}V{floor:.1f}" for x, top in boxes)
+            path = "".join(f"M{x:.1f} {floor:.1f}V{top:.1f}h{width:.1f}V{floor:.1f}" for x, top, width in boxes)
             body.append(f'<path class="{colour}" d="{path}"/>')
             continue
         body += [
-            f'<rect class="{colour}" x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" height="{floor - top:.1f}">'
-            f"<title>{escape(title)}</title></rect>"
-            for (x, top), title in zip(boxes, titles, strict=True)
+            f'<rect class="{MARKED if marks else colour}" x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" '
+            f'height="{floor - top:.1f}"><title>{escape(title)}</title></rect>'
+            for (x, top, width), title, marks in zip(boxes, titles, stands_out, strict=True)
         ]
     ends = [name if len(name) <= TAIL else "…" + name[1 - TAIL :] for name in names]
     middles = [left + (k + 0.5) * step for k in range(len(names))]
@@ -232,13 +250,13 @@ def columns(
     if longest <= step:
         body += [_text(name, x, floor + 16, "middle", "tick") for name, x in zip(ends, middles, strict=True)]
         return _svg("".join(body), label, height=floor + 24)
-    shown: list[float] = []
+    shown: list[int] = []
     for k in sorted(range(len(names)), key=lambda k: -values[k]):
-        if all(abs(middles[k] - other) >= _CROWDED for other in shown):
-            shown.append(middles[k])
+        if all(abs(middles[k] - middles[other]) >= _CROWDED for other in shown):
+            shown.append(k)
             turn = f"translate({middles[k] + 4:.1f} {floor + 6:.1f}) rotate(-90)"
             body.append(f'<text class="tick" text-anchor="end" transform="{turn}">{escape(ends[k])}</text>')
-    return _svg("".join(body), label, height=floor + 10 + longest)
+    return _svg("".join(body), label, height=floor + 10 + max(len(ends[k]) for k in shown) * _LETTER)
 
 
 def matrix(names: Sequence[str], counts: npt.NDArray[np.int64], *, label: str, rows: str, columns: str) -> str:

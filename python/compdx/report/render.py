@@ -6,7 +6,7 @@ import base64
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,18 @@ from typing import Any
 from compdx import store
 from compdx.findings import KINDS, Findings
 from compdx.model import import_optional
-from compdx.report import environments, figures, reasons, repairs
+from compdx.report import environments, figures, localization, reasons, repairs
 from compdx.report.gallery import gallery
 from compdx.report.wording import duration, flat, moment, number, percent, plural
 from compdx.seeds import Seeds
 
 NAME = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
+OTHERS: dict[str, tuple[str, str, Callable[[Path], dict[str, Any]]]] = {
+    environments.RESULT: ("comparison of environments", "environments.html.j2", environments.content),
+    localization.RESULT: ("localization", "localization.html.j2", localization.content),
+}
+"""Directories that are no runs, by the file they hold: what it is, its template, and what this needs."""
 
 EXPLAINED = {
     "effective": "the original keeps the seed’s label, the compressed model does not",
@@ -57,7 +62,7 @@ def write(
 
     Args:
         run: A run directory, or findings, which have no timeline, no explanation and no repair; or the directory of a
-            comparison of environments, whose page is another one.
+            comparison of environments or of a localization, whose pages are others; where it holds both, of the first.
         path: The file, which is replaced when it exists; default ``report.html`` in the run directory.
         seeds: Seeds that hold those of the findings; a run knows only where they come from. Without them the gallery
             shows the findings alone.
@@ -77,12 +82,14 @@ def write(
     """
     _check(run, path, seeds, names, limit)
     jinja2 = import_optional("jinja2", "the report", "report")
-    if not isinstance(run, Findings) and (Path(run) / environments.RESULT).is_file():
-        if seeds is not None or names is not None:
-            msg = f"seeds and names must be None for the comparison of environments in {run}"
-            raise ValueError(msg)
-        content = environments.content(Path(run))
-        return _put(render(jinja2, "environments.html.j2", **content), Path(run) / NAME if path is None else Path(path))
+    if not isinstance(run, Findings):
+        for name, (what, template, content) in OTHERS.items():
+            if (Path(run) / name).is_file():
+                if seeds is not None or names is not None:
+                    msg = f"seeds and names must be None for the {what} in {run}"
+                    raise ValueError(msg)
+                page = render(jinja2, template, **content(Path(run)))
+                return _put(page, Path(run) / NAME if path is None else Path(path))
     if isinstance(run, Findings):
         findings, folder, finished = run, None, True
         timeline: list[dict[str, float | None]] = []

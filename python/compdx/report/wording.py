@@ -9,11 +9,27 @@ from typing import Any
 
 NAME_LENGTH = 24
 UNKNOWN = "–"
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def number(value: float | None, digits: int = 0) -> str:
     """With commas and so many digits behind the point; a dash when unknown."""
     return UNKNOWN if value is None or not math.isfinite(value) else f"{value:,.{digits}f}".replace("-", "−")
+
+
+def power(exponent: int) -> str:
+    """A power of ten: ``10⁻⁷``."""
+    return f"10{str(exponent).translate(RAISED)}"
+
+
+def scientific(value: float) -> str:
+    """Two digits of what spans many powers of ten: ``0.33``, ``2.4·10⁻⁷``."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else "∞" if value > 0 else "−∞" if value < 0 else UNKNOWN
+    if 0.00995 <= abs(value) < 99.5:
+        return f"{value:.2g}".replace("-", "−")
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{digits}·{power(int(exponent))}".replace("-", "−")
 
 
 def percent(share: float | None, digits: int = 0) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,12 @@ class Error:
     def to_json(self) -> dict[str, float | None]:
         """The same as JSON values: null for what is infinite."""
         return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Error:
+        """What `to_json` gave."""
+        known = {"sqnr": -math.inf if data["relative"] is None else math.inf}
+        return cls(**{name: known.get(name, math.inf) if value is None else value for name, value in data.items()})
 
 
 class Sums:

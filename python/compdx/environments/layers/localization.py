@@ -15,6 +15,9 @@ import numpy.typing as npt
 from compdx.environments.layers.errors import Error
 from compdx.environments.layers.matching import Place
 
+FORMAT = 1
+RESULT = "localization.json"
+"""What a directory calls the file of a localization."""
 GRADIENT = ({"stop": 0, "bgColor": "#ffffff"}, {"stop": 1, "bgColor": "#d62728"})
 
 
@@ -29,6 +32,15 @@ class Effect:
 
     scores: float
     labels: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON values: null for what is infinite."""
+        return {"scores": self.scores if math.isfinite(self.scores) else None, "labels": self.labels}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Effect:
+        """What `to_json` gave."""
+        return cls(scores=math.inf if data["scores"] is None else data["scores"], labels=data["labels"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +90,22 @@ class Layer:
             "drift": self.drift.to_json(),
             "parameters": None if self.parameters is None else self.parameters.to_json(),
             "contrast": self.contrast,
-            "effect": None if self.effect is None else {"scores": self.effect.scores, "labels": self.effect.labels},
+            "effect": None if self.effect is None else self.effect.to_json(),
         }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Layer:
+        """What `to_json` gave; its place knows names alone, and not what it takes to run it again."""
+        parameters, effect = data["parameters"], data["effect"]
+        return cls(
+            place=Place(name=data["layer"], kind=data["kind"], a=data["a"], b=data["b"], covers=tuple(data["covers"])),
+            drift=Error.from_json(data["drift"]),
+            own=Error.from_json(data["own"]),
+            bound=data["bound"],
+            parameters=None if parameters is None else Error.from_json(parameters),
+            contrast=data["contrast"],
+            effect=None if effect is None else Effect.from_json(effect),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -135,6 +161,7 @@ class Localization:
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values, layers in the order of the network."""
         return {
+            "format": FORMAT,
             "images": self.images,
             "flips": self.flips.tolist(),
             "controls": self.controls.tolist(),
@@ -152,6 +179,38 @@ class Localization:
         path = Path(path)
         path.write_text(json.dumps(self.to_json(), allow_nan=False, indent=1) + "\n", encoding="utf-8")
         return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Localization:
+        """What `save` wrote; see `Layer.from_json`.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It holds something else; names it.
+        """
+        try:
+            return cls.from_json(json.loads(Path(path).read_bytes()))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            msg = f"{path}: not a localization: {error!r}"
+            raise ValueError(msg) from error
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Localization:
+        """What `to_json` gave."""
+        if data.get("format") != FORMAT:
+            msg = f"expected a localization of format {FORMAT}, got {data.get('format')!r}"
+            raise ValueError(msg)
+        return cls(
+            layers=tuple(Layer.from_json(layer) for layer in data["layers"]),
+            first=data["first"],
+            last=data["last"],
+            scores=Error.from_json(data["scores"]),
+            flips=np.asarray(data["flips"], np.int64),
+            controls=np.asarray(data["controls"], np.int64),
+            images=data["images"],
+            unpaired={side: tuple(names) for side, names in data["unpaired"].items()},
+            settings=data["settings"],
+        )
 
     def node_data(self, side: Literal["a", "b"] = "b", metric: Literal["own", "drift"] = "own") -> dict[str, Any]:
         """Relative errors as node data of Google's Model Explorer, by the names of the values in one variant's graph.

@@ -128,6 +128,7 @@ def localize(
             "chunk": chunk,
             "groups": len(comparison.groups),
             "top": top,
+            "bisect": bisect,
         },
     )
 
