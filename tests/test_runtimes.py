@@ -432,6 +432,22 @@ def test_exports_that_would_run_something_are_refused(files: Files, tmp_path: Pa
         end = content.index(b'"', place)
         return content[:place] + text.encode() + content[end:]
 
+    def weight(name: str, content: bytes) -> bytes:
+        code = f"""first") and exec("import pathlib;pathlib.Path({str(ran)!r}).touch()") or getattr(self, "first"""
+        code = code.replace(".", "\\x2e")  # dots part the path of a weight
+        documents = name.endswith(("model.json", "weights_config.json"))
+        return content.replace(b'"first.weight"', json.dumps(f"{code}.weight").encode()) if documents else content
+
+    def argument(_: str, content: bytes) -> bytes:
+        return content.replace(b'"forward_arg_names": ["x"]', b'"forward_arg_names": ["x=print()"]')
+
+    def keyword(_: str, content: bytes) -> bytes:
+        old, new = (
+            rb"\"builtins.dict\", \"context\": \"[]\"",
+            rb"\"builtins.dict\", \"context\": \"[\\\"x=print()\\\"]\"",
+        )
+        return content.replace(old, new)
+
     def same(_: str, content: bytes) -> bytes:
         return content
 
@@ -440,6 +456,9 @@ def test_exports_that_would_run_something_are_refused(files: Files, tmp_path: Pa
         (samples, {}, "holds more than tensors"),
         (node, {}, "calls 'torch.os.system', which is no operator"),
         (extent, {}, "which is no arithmetic"),
+        (weight, {}, "which is no name in a network"),
+        (argument, {}, r"the name 'x=print\(\)', which is no name"),
+        (keyword, {}, r"the name 'x=print\(\)', which is no name"),
         (same, {"data/aotinductor/model/code.so": b""}, "data/aotinductor/model/code.so, which an exported network"),
         (same, {"data/constants/custom_obj_0": pickle.dumps(Touch(ran))}, "custom_obj_0 is pickled"),
     ]

@@ -1,8 +1,9 @@
 """What a ``.pt2`` file may hold before ``torch.export.load`` sees it: tensors and a graph, and nothing that runs.
 
 ``torch.export.load`` unpickles what the archive marks as pickled, evaluates the extents of shapes as Python, resolves
-the target of a node by attribute from ``torch``, and loads compiled code. So a file is read here first, without any of
-that, and refused when it has more than an exported network needs.
+the target of a node by attribute from ``torch``, and loads compiled code; the module of what it loaded is Python text
+that has the names of weights and arguments in it. So a file is read here first, without any of that, and refused when
+it has more than an exported network needs.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ _TARGET = re.compile(
     r"torch\.ops(\.(?!__)\w+){2,3}|torch\.sym_\w+|math\.(?!_)\w+"
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|neg|pos|pow|eq|ne|lt|le|gt|ge|getitem|and_|or_|not_)"
 )
+# Of a value, a weight, an argument or a module, as it stands in generated code. Nothing else of a file gets there.
+_NAME = re.compile(r"[\w.@+/-]*")
+_SPECS, _TEXTS = ("in_spec", "out_spec"), ("as_string", "as_strings")
 _FUNCTIONS = re.compile(
     r"Symbol|Integer|Float|Rational|Add|Mul|Pow|Max|Min|Mod|Eq|Ne|Lt|Le|Gt|Ge|And|Or|Not|Piecewise"
     r"|(Floor|Clean|Ceil)Div|(Int|Float)TrueDiv|PythonMod|PowByNatural|ToFloat|(Floor|Ceil|Trunc|Round)ToInt|Identity"
@@ -75,6 +79,7 @@ def check(torch: Any, path: Path) -> set[str]:
 
 def _check_tensors(name: str, document: Any) -> None:
     for tensor, payload in document["config"].items():
+        _check_name(tensor)
         if payload["use_pickle"] or not _TENSORS.fullmatch(payload["path_name"]):
             msg = f"{tensor!r} in {name} is pickled, and compdx loads no pickle of a file"
             raise Refused(msg)
@@ -92,29 +97,63 @@ def _check_samples(torch: Any, name: str, content: bytes) -> None:
 def _check_graph(document: Any) -> set[str]:
     libraries = set()
     for key, value in _entries(document):
-        if key == "target" and not (isinstance(value, str) and _TARGET.fullmatch(value)):
-            msg = f"its graph calls {value!r}, which is no operator of torch"
-            raise Refused(msg)
-        if key == "expr_str" and not _is_arithmetic(str(value)):
-            msg = f"its graph has the extent {value!r}, which is no arithmetic"
-            raise Refused(msg)
-        if key == "target" and value.startswith("torch.ops."):
-            libraries.add(value.split(".")[2])
+        if key == "target":
+            if not _TARGET.fullmatch(value):
+                msg = f"its graph calls {value!r}, which is no operator of torch"
+                raise Refused(msg)
+            if value.startswith("torch.ops."):
+                libraries.add(value.split(".")[2])
+        elif key == "expr_str":
+            if not _is_arithmetic(value):
+                msg = f"its graph has the extent {value!r}, which is no arithmetic"
+                raise Refused(msg)
+        else:
+            _check_name(value)
     return libraries
 
 
-def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """All keys of a document with their values, at any depth; targets only where nodes are."""
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        msg = f"it has the name {name!r}, which is no name in a network"
+        raise Refused(msg)
+
+
+def _entries(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """All texts of a document with their keys, at any depth, and all keys as names."""
     if isinstance(value, dict):
-        for key, item in value.items():
-            if key == "nodes":
-                yield from (("target", node["target"]) for node in item)
-            elif key == "expr_str":
-                yield key, item
-            yield from _entries(item)
+        for name, item in value.items():
+            yield "name", name
+            if name == "nodes":
+                for node in item:
+                    yield "target", str(node["target"])
+                    # Where it came from is never evaluated, nor are the texts that an operator takes.
+                    rest = {part: content for part, content in node.items() if part not in ("target", "metadata")}
+                    yield from ((k, v) for k, v in _entries(rest) if k not in _TEXTS)
+            else:
+                yield from _entries(item, "name" if name == "target" else name)
     elif isinstance(value, list):
         for item in value:
-            yield from _entries(item)
+            yield from _entries(item, key)
+    elif isinstance(value, str) and key in _SPECS:
+        yield from (("name", text) for text in _leaves(value))
+    elif isinstance(value, str):
+        yield key, value
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """All texts in a specification of arguments, which is JSON with JSON in it."""
+    if isinstance(value, str):
+        try:
+            yield from _leaves(json.loads(value))
+        except ValueError:
+            yield value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield name
+            yield from _leaves(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
 
 
 def _is_arithmetic(text: str) -> bool:
