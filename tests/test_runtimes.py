@@ -257,6 +257,26 @@ def test_torch_gets_its_threads_back(files: Files) -> None:
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
+def test_a_provider_that_does_not_start_is_no_cpu(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    path = files("free.onnx")
+    with pytest.raises(ValueError, match="CUDAExecutionProvider is not in this onnxruntime"):
+        runtimes.open(path, device="cuda")
+    # It says that it has one, and starts without.
+    claimed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: claimed)
+    with pytest.raises(ValueError, match="CUDAExecutionProvider did not start"):
+        runtimes.open(path, device="cuda")
+
+
+def test_what_the_file_alone_decides_is_not_called_float32(files: Files) -> None:
+    for name in ("free.onnx", "int8.tflite"):
+        assert opened(files(name), precision="float32").settings["precision"] == "file"
+
+
 # Inputs and outputs that are integers
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +115,7 @@ class Runner(ABC):
             "runtime": facts.name,
             "version": None,
             "level": wanted.level,
-            "precision": wanted.precision or "file",
+            "precision": "file" if wanted.precision in (None, "float32") else wanted.precision,
             "threads": wanted.threads,
             "device": wanted.device,
             "batch": "free",
@@ -162,13 +162,7 @@ class Runner(ABC):
 
     def fingerprint(self) -> str:
         """SHA-256 of the bytes of all ``files``, in hex."""
-        digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(f"{file.stat().st_size}\n".encode())
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-        return digest.hexdigest()
+        return sha256(self.files)
 
     def __repr__(self) -> str:
         return f"Runner({str(self.path)!r}, runtime={self.runtime!r})"
@@ -255,6 +249,16 @@ class Scale:
         """The real numbers."""
         decoded: Scores = (out.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
         return decoded
+
+
+def sha256(files: Iterable[Path]) -> str:
+    """SHA-256 of the bytes of files, one after the other, in hex."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def fits(shape: Sequence[int], declared: Sequence[int | None]) -> bool:

@@ -45,7 +45,12 @@ class OnnxRuntime(Runner):
 
         def start(threads: int | None) -> Any:
             options.intra_op_num_threads = threads or 0
-            return package.InferenceSession(str(self.path), options, providers=providers)
+            session = package.InferenceSession(str(self.path), options, providers=providers)
+            # Nor does it say more where one is there and cannot start, for want of a library or a device.
+            if missing := sorted(set(names) - set(session.get_providers())):
+                msg = f"{', '.join(missing)} did not start; ONNX Runtime would compute on {session.get_providers()}"
+                raise Refused(msg)
+            return session
 
         session = start(wanted.threads)
         name = only_input([node.name for node in session.get_inputs()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from compdx.runtimes.base import Array, Runner, Runtime, Wanted, only_input, output_place
@@ -50,8 +51,7 @@ class OpenVino(Runner):
                 parts = Parts([self._ask(fixed)], batch)
                 self.settings["batch"] = parts.description
         self._call = self._ask(self.session) if self.settings["batch"].startswith("free") else parts
-        if self.path.suffix == ".xml":
-            self.files = (self.path, self.path.with_suffix(".bin"))
+        self.files = files_of(self.path)
         used = {key: self.session.get_property(key) for key in ("INFERENCE_NUM_THREADS", "NUM_STREAMS")}
         self.settings |= {
             "version": package.__version__,
@@ -88,6 +88,12 @@ class OpenVino(Runner):
         except RuntimeError:
             return False
         return agree(together, Parts([self._ask(fixed)], batch)(x))
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The files that a model file consists of: an ``.xml`` has its weights beside it."""
+    beside = path.with_suffix(".bin")
+    return (path, beside) if path.suffix == ".xml" and beside.is_file() else (path,)
 
 
 def extents(shape: Any) -> tuple[int | None, ...]:
