@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compdx import Model
+from compdx import Model, runtimes
 from compdx.environments import localize
 from compdx.environments.layers import match, network_of
 from compdx.environments.layers.errors import Sums, error
@@ -410,6 +410,12 @@ def test_openvino(onnx_file: Path) -> None:
     other = Model(onnx_file, mean=0.5, std=0.25, runtime="openvino", precision="float32")
     assert not localize(model(), other, images()).suspects
     assert localize(model(perturbed("4.conv2")), other, images()).first == "4.conv2"
+
+
+def test_what_would_be_looked_at_on_other_terms(onnx_file: Path) -> None:
+    runner = runtimes.open(onnx_file, options={"config": {"session.set_denormal_as_zero": "1"}})
+    with pytest.raises(ValueError, match="must run on the CPU without config"):
+        localize(on_onnx(onnx_file), Model(runner, mean=0.5, std=0.25), images())
 
 
 def test_layers_paired_without_names(onnx_file: Path, tmp_path: Path) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from compdx.model import Model, import_optional
-from compdx.runtimes import RUNTIMES
+from compdx.runtimes import RUNTIMES, base
+from compdx.runtimes.openvino import files_of
 
 RECORD = "conversions.json"
 TVM_LEVEL = "2"
@@ -232,20 +232,9 @@ class Converter:
         temporary.replace(record)
 
 
-def files_of(path: Path) -> Sequence[Path]:
-    """The files that a model file consists of: an OpenVINO ``.xml`` has its weights beside it."""
-    beside = path.with_suffix(".bin")
-    return [path, beside] if path.suffix == ".xml" and beside.is_file() else [path]
-
-
 def sha256(path: Path) -> str:
-    """SHA-256 of the bytes of all files of a model, in hex."""
-    digest = hashlib.sha256()
-    for file in files_of(path):
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    """SHA-256 of the bytes of all files of a converted model, in hex."""
+    return base.sha256(files_of(path))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 from compdx.environments.environment import Environment
 from compdx.model import Model, import_optional
+from compdx.runtimes.torch_export import held_threads
 
 NEEDS = "an environment of torch"
 MOST_SIZES = 256
@@ -90,11 +91,7 @@ def _modules() -> dict[str, Any]:
             self.threads = threads
 
         def forward(self, x: Any) -> Any:
-            before = torch.get_num_threads()
-            torch.set_num_threads(self.threads)
-            try:
+            with held_threads(torch, self.threads):
                 return self.network(x)
-            finally:
-                torch.set_num_threads(before)
 
     return {"Autocast": Autocast, "Compiled": Compiled, "Threads": Threads}

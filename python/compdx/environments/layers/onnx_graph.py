@@ -13,6 +13,8 @@ import numpy as np
 
 from compdx.environments.layers.graph import INPUT, Array, Network, Operation, Part, Port, Slot
 from compdx.model import Model, import_optional, normalize
+from compdx.runtimes.onnxruntime import LEVELS
+from compdx.runtimes.openvino import PRECISIONS
 
 NEEDS = "a look at the layers of an ONNX file"
 Run = Callable[[Mapping[str, Array], Sequence[str]], list[Array]]
@@ -298,7 +300,7 @@ def onnxruntime_at(level: str = "all", threads: int | None = None) -> Load:
 
     def load(model: Any) -> Run:
         options = ort.SessionOptions()
-        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{_LEVELS.get(level, level)}")
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[level])
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
@@ -312,8 +314,8 @@ def openvino_at(level: str | None = None, precision: str | None = None, threads:
     """What runs models of onnx with OpenVINO on the CPU, with these hints."""
     openvino = import_optional("openvino", NEEDS, "openvino")
     config: dict[str, Any] = {"PERFORMANCE_HINT": (level or "latency").upper()}
-    if precision in _PRECISIONS:
-        config["INFERENCE_PRECISION_HINT"] = _PRECISIONS[precision]
+    if precision in PRECISIONS:
+        config["INFERENCE_PRECISION_HINT"] = PRECISIONS[precision]
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
 
@@ -328,16 +330,6 @@ def openvino_at(level: str | None = None, precision: str | None = None, threads:
         return run
 
     return load
-
-
-_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-_LEVELS = {
-    "disable_all": "DISABLE_ALL",
-    "basic": "ENABLE_BASIC",
-    "extended": "ENABLE_EXTENDED",
-    "layout": "ENABLE_LAYOUT",
-    "all": "ENABLE_ALL",
-}
 
 
 def feeder(model: Model) -> Callable[[Array], Array]:

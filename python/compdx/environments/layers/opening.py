@@ -7,6 +7,7 @@ from compdx.environments.layers.onnx_graph import OnnxNetwork, feeder, onnxrunti
 from compdx.environments.layers.torch_graph import TorchNetwork
 from compdx.model import Model
 
+CPU = "CPUExecutionProvider"
 SUPPORTED = "a torch module, or an ONNX file on ONNX Runtime or OpenVINO"
 
 
@@ -28,6 +29,11 @@ def network_of(model: Model) -> Network:
         msg = f"model {model.name!r} must be one whose layers can be looked at, {SUPPORTED}, got {what}"
         raise ValueError(msg)
     used = runner.settings
+    # Parts run on the CPU and with nothing but these settings; what they say is said of no other model.
+    if used["device"] != "cpu" or "config" in used or used.get("providers", [CPU]) != [CPU]:
+        what = "on the CPU without config and other providers"
+        msg = f"model {model.name!r} must run {what} to be looked into, got {used}"
+        raise ValueError(msg)
     if runner.runtime == "onnxruntime":
         load = onnxruntime_at(used["level"], used["threads"])
     else:
