@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -241,6 +242,12 @@ def test_scores_that_are_not_finite_are_left_out_and_counted():
     pair = found.pairs[0]
     assert (pair.images, pair.non_finite, pair.rows.tolist()) == (2, 1, [0])
     assert [one.non_finite for one in found.environments] == [0, 1]
+    assert "b: 1 of 3 images left out: a score is NaN or infinite" in str(found)
+    # Where nothing differs on the others, it is not known that nothing differs.
+    b = np.where(np.isnan(b), b, a)
+    same = environments.compare([table(a, "a"), table(b, "b")], numbered(3), repeats=0, progress=False)
+    assert not same.found
+    assert not same.complete
     nothing = table(np.full((3, 2), np.inf, np.float32), "inf")
     refused = environments.compare([table(a, "a"), nothing], numbered(3), repeats=0, progress=False).pairs[0]
     assert refused.reason == "none of 3 images has finite scores in both"
@@ -536,8 +543,25 @@ def test_files_made_elsewhere_are_opened(model, files, tmp_path):
     assert given.path == exported.path
     assert given.chain == ()
     assert np.abs(given.model(IMAGES) - model(IMAGES)).max() < 1e-5
+    # What a process of its own opens is known by its bytes, too.
+    moved = tmp_path / "moved.pt2"
+    moved.write_bytes(exported.path.read_bytes())
+    (inside,) = environments.variants(model, ["torch:isa=avx2"], tmp_path, files={"torch": moved})
+    before = inside.describe()
+    assert before["file_sha256"] == hashlib.sha256(moved.read_bytes()).hexdigest()
+    moved.write_bytes(b"another")
+    assert inside.describe() != before
     with pytest.raises(ValueError, match="files: expected names of runtimes, got 'coreml'"):
         environments.variants(model, ["torch"], tmp_path, files={"coreml": "x"})
+
+
+@pytest.mark.slow
+@needs("tvm")
+def test_a_compiled_file_made_elsewhere_has_its_own_level(model, tmp_path):
+    (tmp_path / "made.so").write_bytes(b"")
+    (given,) = environments.variants(model, ["tvm:3"], tmp_path, files={"tvm": tmp_path / "made.so"})
+    with pytest.raises(ValueError, match="the level of a compiled module was fixed"):
+        _ = given.model
 
 
 def test_conversions_are_made_once_and_again_when_something_changed(model, tmp_path):
@@ -611,6 +635,14 @@ def test_search_finds_what_the_images_do_not_show(network, tmp_path):
     assert set(findings.table["seed_index"].to_pylist()) <= set(agreeing.tolist())
     assert searched.found
     assert environments.Comparison.from_json(json.loads(json.dumps(searched.to_json()))).searches == searched.searches
+
+
+def test_a_search_needs_an_image_on_which_both_agree():
+    a = np.random.default_rng(4).normal(size=(5, 3)).astype(np.float32)
+    found = environments.compare([table(a, "a"), table(-a, "b")], numbered(5), repeats=0, rechecked=0, progress=False)
+    assert found.differing
+    searched = environments.search(found, numbered(5), progress=False)
+    assert searched.searches[0].reason == "not measured: the two differ on every image"
 
 
 def test_a_gradient_goes_through_the_twin_of_a_file(model, files):

@@ -19,7 +19,7 @@ from compdx.cli import options as opt
 from compdx.cli.answer import FOUND, NOT_MEASURED, NOTHING, Answer
 from compdx.cli.figures import figure
 from compdx.environments import STABILITY, Comparison
-from compdx.environments.comparison import count_text
+from compdx.environments.comparison import NON_FINITE, count_text
 from compdx.environments.recording import SETTINGS
 
 FILES, RUNS = "files", "search"
@@ -143,6 +143,8 @@ def _told(found: Comparison, out: Path | None) -> list[Any]:
     for one in found.environments:
         if one.reason is not None:
             parts.append(f"{escape(one.name)}: [bold]not measured[/]: {escape(one.reason)}")
+        if one.non_finite:
+            parts.append(f"{escape(one.name)}: {one.non_finite:,} of {found.images:,} images left out: {NON_FINITE}")
         for way, stability in one.stability.items():
             if len(stability.rows):
                 parts.append(

@@ -28,6 +28,7 @@ STABILITY = {
     "alone": "a batch of one",
 }
 """Ways to ask an environment about the same images twice, in which nothing should change."""
+NON_FINITE = "a score is NaN or infinite"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -173,10 +174,10 @@ class Comparison:
 
     @property
     def complete(self) -> bool:
-        """Whether every environment, every pair and every search was measured."""
+        """Whether every environment, every pair and every search was measured, on all images."""
         reasons = [one.reason for one in self.environments]
         reasons += [pair.reason for pair in self.pairs] + [search.reason for search in self.searches]
-        return not any(reason is not None for reason in reasons)
+        return all(reason is None for reason in reasons) and not any(one.non_finite for one in self.environments)
 
     def difference(self, a: str, b: str) -> Difference:
         """The pair of two environments, by name; ``a`` is the one that was given earlier.
@@ -319,6 +320,8 @@ class Comparison:
         for one in self.environments:
             if one.reason is not None:
                 lines.append(f"{one.name}: not measured: {one.reason}")
+            if one.non_finite:
+                lines.append(f"{one.name}: {one.non_finite:,} of {self.images:,} images left out: {NON_FINITE}")
             for way, found in one.stability.items():
                 if len(found.rows):
                     lines.append(f"{one.name}: {len(found.rows):,} of {found.images:,} labels change: {STABILITY[way]}")

@@ -70,6 +70,9 @@ def search(
             found.append(Search(**about, reason=f"not measured: {reason}"))
             continue
         agreeing = np.setdiff1d(np.arange(len(seeds)), difference.rows)[:limit]
+        if not len(agreeing):
+            found.append(Search(**about, reason="not measured: the two differ on every image"))
+            continue
         run = None if directory is None else Path(directory) / slug(index, names)
         findings = api.search(
             pair,

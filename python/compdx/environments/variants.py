@@ -14,7 +14,7 @@ from typing import Any
 from compdx import runtimes
 from compdx.environments import torch_modes
 from compdx.environments.child import Child
-from compdx.environments.conversions import Chain, Converter, NotMeasured
+from compdx.environments.conversions import Chain, Converter, NotMeasured, sha256
 from compdx.environments.environment import THREADS_BY_PROCESS, Environment
 from compdx.model import Model, Pair
 from compdx.ops.checks import check_shape
@@ -72,6 +72,7 @@ class Variant:
             "name": self.name,
             "environment": None if self.environment is None else self.environment.to_json(),
             "chain": [asdict(step) for step in self.chain],
+            "file_sha256": None if self.path is None else sha256(self.path),
             "model": self.model.describe(),
             "process": None if child is None else child.settings,
         }
@@ -139,12 +140,14 @@ def _variant(model: Model, environment: Environment, converter: Converter, files
         return Variant(**about, make=partial(_module, model, environment))
     if environment.runtime in files:
         path = files[environment.runtime]
-        return Variant(**about, path=path, make=partial(_file, model, environment, path))
+        return Variant(**about, path=path, make=partial(_file, model, environment, path, environment.level))
     try:
         path, chain = converter.file(environment.runtime, environment.level)
     except (NotMeasured, ModuleNotFoundError) as error:
         return Variant(**about, reason=str(error))
-    return Variant(**about, path=path, chain=chain, make=partial(_file, model, environment, path))
+    # TVM has optimized when the file was made here.
+    level = None if chain and environment.runtime == "tvm" else environment.level
+    return Variant(**about, path=path, chain=chain, make=partial(_file, model, environment, path, level))
 
 
 def _module(model: Model, environment: Environment) -> Model:
@@ -156,7 +159,7 @@ def _module(model: Model, environment: Environment) -> Model:
     return model.replace(module, **changes, twin=torch_modes.twin_in(model, environment))
 
 
-def _file(model: Model, environment: Environment, path: Path) -> Model:
+def _file(model: Model, environment: Environment, path: Path, level: str | None) -> Model:
     """A file of the model as it runs in an environment."""
     settings: dict[str, Any] = {
         **dataclasses.asdict(model.inputs),
@@ -169,8 +172,7 @@ def _file(model: Model, environment: Environment, path: Path) -> Model:
         settings["twin"] = torch_modes.twin_in(model, environment)
     how: dict[str, Any] = {
         "runtime": environment.runtime,
-        # TVM has optimized when the file was made.
-        "level": None if path.suffix == ".so" else environment.level,
+        "level": level,
         "precision": environment.precision,
         "device": environment.device,
     }
