@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -32,7 +33,7 @@ class Step:
         tool: What converted, by the name of its function.
         version: Of its package.
         options: What it was told, as JSON values.
-        source: SHA-256 of what it was given: a file, or the weights of a torch module.
+        source: SHA-256 of what it was given: a file, or of a torch module its weights and its graph for these images.
         file: Name of the file that it wrote.
         sha256: Of that file, with all files that belong to it.
     """
@@ -61,7 +62,7 @@ class Converter:
         self._model, self._directory, self._shape = model, directory, shape
         self._made: dict[str, tuple[Path, Chain]] = {}
         self._program: Any = None
-        self._source = str(model.describe()["weights_sha256"])
+        self._identity: str | None = None
 
     def file(self, runtime: str, level: str | None) -> tuple[Path, Chain]:
         """The model as a file of this runtime, and how it was made.
@@ -181,6 +182,15 @@ class Converter:
                 self._program = torch.export.export(self._model.module, (example,), dynamic_shapes=dynamic)
         return self._program
 
+    def _source(self) -> str:
+        """What a file was made from: see `Step.source`."""
+        if self._identity is None:
+            self._identity = str(self._model.describe()["weights_sha256"])
+            if self._model.module is not None:
+                code = f"{self._identity} {self._input_shape()} {self._exported_program().graph_module.code}"
+                self._identity = hashlib.sha256(code.encode()).hexdigest()
+        return self._identity
+
     def _input_shape(self) -> tuple[int, int, int, int]:
         """Of two images, as the module takes them. Of one, torch would conclude that the batch is always one."""
         if self._model.inputs.dtype != "float32":
@@ -204,12 +214,12 @@ class Converter:
         path = self._directory / name
         called, version, options = tool
         step = self._recorded(name)
-        wanted = (called, version, options, self._source)
+        wanted = (called, version, options, self._source())
         if step is None or (step.tool, step.version, step.options, step.source) != wanted:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(path)
             step = Step(
-                tool=called, version=version, options=options, source=self._source, file=name, sha256=sha256(path)
+                tool=called, version=version, options=options, source=self._source(), file=name, sha256=sha256(path)
             )
             self._record(step)
         self._made[name] = path, (step,)
