@@ -228,7 +228,7 @@ def mended(case: Case, variants: list[str], count: int, repeats: int) -> dict[st
             rows.append(
                 yardstick.row(variant, seed, lambda o=options: repair.finetune(case.pair, yardstick.found, **o))
             )
-    return yardstick.record(rows)
+    return yardstick.record(rows, variants={name: VARIANTS[name] for name in variants})
 
 
 def iterated(case: Case, count: int, repeats: int, rounds: int, from_train: int, weight: float) -> dict[str, Any]:
