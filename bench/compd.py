@@ -36,6 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},
     "consistency": {"consistency": 1.0},
     "strong consistency": {"consistency": 10.0},
+    "restart with pictures": {"restart": True, "consistency": 1.0, "label_weight": 0.0},
     "restart": {"restart": True, "consistency": 1.0, "label_weight": 0.0, "temperature": 4.0, "picture_limit": 0},
 }
 
