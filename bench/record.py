@@ -19,6 +19,7 @@ PACKAGES = (
     "torchao",
     "opencv-python-headless",
     "scipy",
+    "scikit-learn",
     "keras",
     "ai-edge-litert",
     "tensorflow",
