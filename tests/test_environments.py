@@ -742,6 +742,18 @@ def test_the_page_of_a_comparison(tmp_path):
         compdx.report.write(tmp_path, names=["a"])
 
 
+def test_the_page_says_which_images_it_is_not_about(tmp_path):
+    pytest.importorskip("jinja2")
+    scores = np.random.default_rng(6).normal(size=(9, 4)).astype(np.float32)
+    partial = scores.copy()
+    partial[3] = np.nan
+    for name, other in (("all", scores), ("some", partial)):
+        subjects = [table(scores, "a"), table(other, "b")]
+        environments.compare(subjects, numbered(9), batch=4, repeats=0, directory=tmp_path / name, progress=False)
+        page = compdx.report.write(tmp_path / name).read_text(encoding="utf-8")
+        assert ("those left out where a score is NaN or infinite" in page) == (name == "some")
+
+
 def test_the_heat_map_has_every_cell():
     from compdx.report import environments as report
 

@@ -53,6 +53,8 @@ def sentence(found: Comparison) -> tuple[str, str]:
     """The first words of the page, and what follows them."""
     measured = sum(pair.measured for pair in found.pairs)
     where = f"on {plural(found.images, 'image')} in {plural(measured, 'pair')} of environments"
+    if any(pair.measured and pair.non_finite for pair in found.pairs):
+        where += ", those left out where a score is NaN or infinite"
     if found.differing:
         return f"Labels differ in {plural(found.differing, 'pair')}", f"of {measured:,} that were measured."
     if not measured:
