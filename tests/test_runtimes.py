@@ -150,7 +150,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     def file(name: str) -> Path:
         path = directory / name
         if path.suffix == ".tflite":
-            return DATA / f"tiny-{path.stem}.tflite"
+            made = DATA / f"tiny-{path.stem}.tflite"
+            if not made.exists():
+                pytest.skip("model files are in the repository, not in its source distribution; tools/make_tflite.py")
+            return made
         if not path.exists():
             WRITERS[path.suffix](path, {"free": None, "one": 1, "three": 3}[path.stem])
         return path

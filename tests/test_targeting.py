@@ -140,7 +140,7 @@ def test_arguments_of_scores_are_checked() -> None:
     labels = network(x).argmax(1).numpy()
     options: dict[str, Any] = {"labels": labels}
     for changes, kind, message in (
-        ({"labels": None}, ValueError, "the labels of the images are needed"),
+        ({"labels": None}, ValueError, "class_scores needs the labels of the images"),
         ({"labels": labels + 3}, ValueError, "labels must be below the model's 3 classes, got"),
         ({"classes": []}, ValueError, "classes must be different ones of 0 to 2, at least one, got"),
         ({"classes": [0, 0]}, ValueError, "classes must be different ones"),

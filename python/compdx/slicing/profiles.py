@@ -158,7 +158,7 @@ def profile(model: Any, data: Any, *, baseline: Kind = "dataset", labels: Any = 
     within("batch", batch, 1, 1 << 20)
     subject = Subject(model)
     rows = subject.check(data, "data")
-    wanted = labels_given(data, labels, len(rows)) if baseline == "class" else None
+    wanted = labels_given(data, labels, len(rows), "baseline='class'") if baseline == "class" else None
     torch = import_optional("torch", NEEDS)
     sums: dict[str, Any] = {}
     counts: npt.NDArray[np.int64] = np.zeros((), np.int64)
@@ -205,8 +205,10 @@ def profile(model: Any, data: Any, *, baseline: Kind = "dataset", labels: Any = 
     return Profile(baseline=baseline, means=means, counts=counts, images=len(rows), weights=subject.weights)
 
 
-def labels_given(data: Any, labels: Any, count: int) -> npt.NDArray[np.int64]:
+def labels_given(data: Any, labels: Any, count: int, what: str) -> npt.NDArray[np.int64]:
     """The labels of images, int64 ``[N]``, -1 for unknown: those that were given, else those of the seeds.
+
+    ``what`` needs them, in the words of the error.
 
     Raises:
         TypeError: They are no integers.
@@ -215,7 +217,7 @@ def labels_given(data: Any, labels: Any, count: int) -> npt.NDArray[np.int64]:
     if labels is None and isinstance(data, Seeds):
         labels = data.labels
     if labels is None:
-        msg = "the labels of the images are needed; give labels= or Seeds that have them"
+        msg = f"{what} needs the labels of the images; give labels= or Seeds that have them"
         raise ValueError(msg)
     array = np.asarray(labels)
     if array.dtype.kind not in "iu":

@@ -115,7 +115,7 @@ def class_scores(
     within("batch", batch, 1, 1 << 20)
     subject = Subject(model)
     rows = subject.check(data, "data")
-    wanted = labels_given(data, labels, len(rows))
+    wanted = labels_given(data, labels, len(rows), "class_scores")
     right = _classified(subject, rows, wanted, batch)
     chosen = range(right.shape[1]) if classes is None else check_classes(classes, right.shape[1])
     counts = np.zeros(right.shape[1], np.int64)
