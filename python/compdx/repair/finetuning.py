@@ -105,7 +105,8 @@ def finetune(
             towards the original's scores alone.
         restart: Start from where the compressed model's training once started, the original's own weights under the
             same compression, which undoes what that training has taken it away from the original. The start itself is
-            then a candidate for what is returned, as epoch 0. It needs a `Compressed`.
+            then a candidate for what is returned, as epoch 0. It needs a `Compressed`. With ``label_weight=0``,
+            ``consistency=1`` and ``picture_limit=0`` fresh searches find less afterwards; see docs/methods.md.
         train_limit: Most training images, drawn by ``seed``.
         picture_limit: Most pictures: effective ones first, the rest drawn by ``seed``; 0: none, training
             images alone.
