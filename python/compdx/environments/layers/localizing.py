@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from compdx.environments.layers.comparing import Comparison, Drift, Rows, parts
 from compdx.environments.layers.errors import Error, Sums, error
 from compdx.environments.layers.graph import OUTPUT, Array, Network
 from compdx.environments.layers.localization import Effect, Layer, Localization
 from compdx.environments.layers.matching import BETWEEN, Place, match
+from compdx.environments.layers.measuring import Rows, RowSums, SideBySide, parts
 from compdx.environments.layers.opening import network_of
 from compdx.environments.layers.splicing import Splices
 from compdx.model import Model
@@ -79,16 +79,16 @@ def localize(
         network.look(rows[:1])
     matching = match(*networks)
     scored = _Scored(models, rows, chunk)
-    comparison = Comparison(networks, matching, chunk, memory)
+    both = SideBySide(networks, matching, chunk, memory)
     moved = [0, 0]
 
     def see(part: slice, returned: tuple[Array, Array]) -> None:
         for side, (model, scores) in enumerate(zip(models, returned, strict=True)):
             moved[side] += int((scores[:, model.class_offset :].argmax(1) != scored.labels[side][part]).sum())
 
-    drift, own = comparison.measure(rows, see)
-    controls, contrasts = _contrasts(comparison, scored, drift, others)
-    bounds = comparison.bounds(rows[:PROBED])
+    drift, own = both.measure(rows, see)
+    controls, contrasts = _contrasts(both, scored, drift, others)
+    bounds = both.bounds(rows[:PROBED])
     wrong = [p for p in range(len(own)) if own[p].relative > bounds[p]]
     suspects = [matching.places[p] for p in sorted(wrong, key=lambda p: -own[p].relative)]
     chosen = rows[scored.telling(chunk)]
@@ -98,7 +98,7 @@ def localize(
         *(network.feed(chosen) for network in networks),
         offsets=(models[0].class_offset, models[1].class_offset),
     )
-    effects = _effects(comparison, splices, suspects[:top])
+    effects = _effects(both, splices, suspects[:top])
     first, last = _ends(splices, suspects) if suspects and bisect else (None, None)
     return Localization(
         layers=tuple(
@@ -126,7 +126,7 @@ def localize(
             "looked_at": {"a": moved[0], "b": moved[1]},
             "reference": others is not None,
             "chunk": chunk,
-            "groups": len(comparison.groups),
+            "groups": len(both.groups),
             "top": top,
             "bisect": bisect,
         },
@@ -175,7 +175,7 @@ class _Scored:
 
 
 def _contrasts(
-    comparison: Comparison, scored: _Scored, drift: list[Drift], others: Rows | None
+    both: SideBySide, scored: _Scored, drift: list[RowSums], others: Rows | None
 ) -> tuple[npt.NDArray[np.int64], list[float | None]]:
     """The rows that flips are compared with, and by place the median drift on flips over that on these."""
     none: list[float | None] = [None] * len(drift)
@@ -187,7 +187,7 @@ def _contrasts(
             [_scores(model, others[scored.flips]).argmax(1) for model in scored.models] if len(scored.flips) else []
         )
         controls = scored.flips[labels[0] == labels[1]] if labels else np.zeros(0, np.int64)
-        before = [sums.rows for sums in comparison.measure(others[controls])[0]] if len(controls) else []
+        before = [sums.rows for sums in both.measure(others[controls])[0]] if len(controls) else []
     if not before:
         return controls, none
     for p, (sums, control) in enumerate(zip(drift, before, strict=True)):
@@ -197,11 +197,11 @@ def _contrasts(
     return controls, none
 
 
-def _effects(comparison: Comparison, splices: Splices, places: Sequence[Place]) -> dict[Place, Effect]:
+def _effects(both: SideBySide, splices: Splices, places: Sequence[Place]) -> dict[Place, Effect]:
     """What each of these places alone makes of the scores of the first network."""
     found = {}
     for place in places:
-        plain, scores = splices.a_alone, splices.only(place, comparison.own_value(place, splices.xa, splices.xb))
+        plain, scores = splices.a_alone, splices.only(place, both.own_value(place, splices.xa, splices.xb))
         found[place] = Effect(
             scores=error(plain, scores).relative, labels=int((plain.argmax(1) != scores.argmax(1)).sum())
         )

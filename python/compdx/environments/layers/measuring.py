@@ -16,7 +16,7 @@ from compdx.environments.layers.matching import BETWEEN, Matching, Place
 EPSILON = 2.0**-24
 """The unit roundoff of float32."""
 ROUNDING = 4.0
-"""How many times the rounding to be expected is still called rounding: see `Comparison.bounds`."""
+"""How many times the rounding to be expected is still called rounding: see `SideBySide.bounds`."""
 STEP = 2.0**-16
 """The relative size of the disturbance that bounds are measured with; far above a float32's own rounding."""
 
@@ -36,7 +36,7 @@ class _Group:
     alone: Part
 
 
-class Comparison:
+class SideBySide:
     """Both networks with what is needed to measure them at their places.
 
     Attributes:
@@ -54,12 +54,12 @@ class Comparison:
         self._given |= {port: place for place in self.places for port in place.ports}
         self.groups = [self._group(places) for places in self._sized(memory / chunk)]
 
-    def measure(self, rows: Rows, see: See | None = None) -> tuple[list[Drift], list[Error]]:
+    def measure(self, rows: Rows, see: See | None = None) -> tuple[list[RowSums], list[Error]]:
         """The errors of all places on images: as both run, and each by itself.
 
         ``see`` is called with the rows of every chunk and what both networks return for it.
         """
-        drift = {place: Drift() for place in self.places}
+        drift = {place: RowSums() for place in self.places}
         own = {place: Sums() for place in self.places}
         for part in parts(len(rows), self._chunk):
             xa, xb = self.a.feed(rows[part]), self.b.feed(rows[part])
@@ -154,7 +154,7 @@ class Comparison:
         yield group
 
 
-class Drift(Sums):
+class RowSums(Sums):
     """Sums that keep the relative error of every image."""
 
     def __init__(self) -> None:
