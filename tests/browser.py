@@ -40,6 +40,36 @@ OPTIONS = (
 LAUNCHER = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
 )
+OPEN = "document.querySelectorAll('details').forEach((details) => details.open = true)"
+OUTSIDE = """[...document.querySelectorAll('main *')].filter((element) =>
+    !element.closest('.scroll') && element.getBoundingClientRect().right > innerWidth + 0.5
+).map((element) => element.outerHTML.slice(0, 80))"""
+CONTRASTS = """(() => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => {
+    const part = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = numbers(colour).slice(0, 3).map((v) => part(v / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (element) => {
+    // A number in the matrix stands on the cell before it.
+    if (element.classList.contains("cell")) return getComputedStyle(element.previousElementSibling).fill;
+    for (let up = element; up; up = up.parentElement) {
+      const colour = getComputedStyle(up).backgroundColor;
+      if (numbers(colour)[3] !== 0) return colour;
+    }
+  };
+  const low = {};
+  for (const element of document.querySelectorAll("body *")) {
+    const said = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    if (!said || element.closest("script, title, [hidden]") || element.tagName === "OPTION") continue;
+    const style = getComputedStyle(element);
+    const both = [element.closest("svg") ? style.fill : style.color, ground(element)].map(light);
+    const ratio = (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
+    if (ratio < 4.5) low[element.tagName + "." + element.getAttribute("class")] = ratio;
+  }
+  return low;
+})()"""
 SECONDS = 30.0  # for any answer
 
 
@@ -176,3 +206,22 @@ def browser(program: str) -> Iterator[Browser]:
             process.wait()
             os.close(our_out)
             os.close(our_in)
+
+
+def show_all(chromium: Browser, path: Path, *, width: int = 1200, height: int = 800, dark: bool = False) -> None:
+    """A page with everything on it that can be opened; it asks for nothing and logs no error."""
+    chromium.open(path, width=width, height=height, dark=dark)
+    assert chromium.errors == []
+    assert chromium.requests == [path.resolve().as_uri()]
+    chromium.evaluate(OPEN)
+
+
+def check_width(chromium: Browser, width: int) -> None:
+    """Nothing is wider than the window: text that ends beyond its card is cut off or lies over something else."""
+    assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+    assert chromium.evaluate(OUTSIDE) == []
+
+
+def check_contrasts(chromium: Browser) -> None:
+    """All text can be read: WCAG 2.1, 1.4.3, a contrast of at least 4.5 (AA)."""
+    assert chromium.evaluate(CONTRASTS) == {}

@@ -1,12 +1,14 @@
-"""What all tests share: the `gpu` marker and where the public data sets are."""
+"""What all tests share: the `gpu` marker, where the public data sets are, and a browser."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import browser
 from compdx import ops
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,3 +29,13 @@ def data_sets() -> Path:
     if not all((path / name).is_dir() for name in ("mnist", "cifar10")):
         pytest.skip("set COMPDX_DATA to a directory with mnist/ and cifar10/")
     return path
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[browser.Browser]:
+    """A browser to look at pages in."""
+    path = browser.find()
+    if path is None:
+        pytest.skip("no Chromium on the PATH, and CHROMIUM names none")
+    with browser.browser(path) as started:
+        yield started

@@ -9,7 +9,6 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -750,16 +749,7 @@ def test_a_logarithmic_axis() -> None:
 
 # ---- in a browser
 
-CHROMIUM = browser.find()
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH, and CHROMIUM names none")
 SIZES = [(375, 812), (1200, 900)]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[browser.Browser]:
-    assert CHROMIUM is not None
-    with browser.browser(CHROMIUM) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -782,7 +772,6 @@ def shown(request: pytest.FixtureRequest, page: Page, gradient_page: Path) -> Pa
     return page.path if request.param == "mcmc" else gradient_page
 
 
-@needs_browser
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_it_opens_without_errors_and_without_the_network(
     chromium: browser.Browser, shown: Path, width: int, height: int
@@ -795,54 +784,16 @@ def test_it_opens_without_errors_and_without_the_network(
     assert chromium.evaluate(broken) == 0
 
 
-@needs_browser
 @pytest.mark.parametrize("width", [320, 375, 640, 800, 1200])
 def test_nothing_is_wider_than_the_window(chromium: browser.Browser, shown: Path, width: int) -> None:
-    chromium.open(shown, width=width, height=800)
-    chromium.evaluate("document.querySelectorAll('details').forEach((details) => details.open = true)")
-    assert chromium.evaluate("document.documentElement.scrollWidth") <= width
-    # Text that ends beyond its card is cut off or lies over something else.
-    outside = """[...document.querySelectorAll('main *')].filter((element) =>
-        !element.closest('.scroll') && element.getBoundingClientRect().right > innerWidth + 0.5
-    ).map((element) => element.outerHTML.slice(0, 80))"""
-    assert chromium.evaluate(outside) == []
+    browser.show_all(chromium, shown, width=width)
+    browser.check_width(chromium, width)
 
 
-CONTRASTS = """(() => {
-  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
-  const light = (colour) => {
-    const part = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    const [r, g, b] = numbers(colour).slice(0, 3).map((v) => part(v / 255));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const ground = (element) => {
-    // A number in the matrix stands on the cell before it.
-    if (element.classList.contains("cell")) return getComputedStyle(element.previousElementSibling).fill;
-    for (let up = element; up; up = up.parentElement) {
-      const colour = getComputedStyle(up).backgroundColor;
-      if (numbers(colour)[3] !== 0) return colour;
-    }
-  };
-  const low = {};
-  for (const element of document.querySelectorAll("body *")) {
-    const said = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-    if (!said || element.closest("script, title, [hidden]") || element.tagName === "OPTION") continue;
-    const style = getComputedStyle(element);
-    const both = [element.closest("svg") ? style.fill : style.color, ground(element)].map(light);
-    const ratio = (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
-    if (ratio < 4.5) low[element.tagName + "." + element.getAttribute("class")] = ratio;
-  }
-  return low;
-})()"""
-
-
-@needs_browser
 @pytest.mark.parametrize("dark", [False, True])
 def test_all_text_can_be_read(chromium: browser.Browser, shown: Path, dark: bool) -> None:
-    """WCAG 2.1, 1.4.3: contrast of at least 4.5 (AA)."""
-    chromium.open(shown, dark=dark)
-    chromium.evaluate("document.querySelectorAll('details').forEach((details) => details.open = true)")
-    assert chromium.evaluate(CONTRASTS) == {}
+    browser.show_all(chromium, shown, dark=dark)
+    browser.check_contrasts(chromium)
 
 
 def luminance(colour: str) -> float:
@@ -862,7 +813,6 @@ def test_numbers_in_the_matrix_can_be_read_on_every_shade(page: Page) -> None:
             assert (max(both) + 0.05) / (min(both) + 0.05) >= 4.5, (theme[:40], shade)
 
 
-@needs_browser
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_light_and_dark(chromium: browser.Browser, page: Page, width: int, height: int) -> None:
     corners, inks = [], []
@@ -895,7 +845,6 @@ def choose(chromium: browser.Browser, select: str, value: str) -> list[dict[str,
     return cards
 
 
-@needs_browser
 def test_filter_and_order(chromium: browser.Browser, page: Page) -> None:
     expected = [
         {key.removeprefix("data-"): card.attributes[key] for key in card.attributes if key != "class"}
@@ -919,7 +868,6 @@ def test_filter_and_order(chromium: browser.Browser, page: Page) -> None:
         assert chromium.evaluate("document.getElementById('count').textContent").startswith("None is of this kind")
 
 
-@needs_browser
 def test_by_keyboard(chromium: browser.Browser, page: Page) -> None:
     chromium.open(page.path)
     chromium.press("Tab", code=9)
@@ -930,7 +878,6 @@ def test_by_keyboard(chromium: browser.Browser, page: Page) -> None:
     assert chromium.evaluate("[...document.querySelectorAll('.card')].indexOf(document.activeElement)") == 24
 
 
-@needs_browser
 def test_without_scripts_all_findings_can_be_reached(chromium: browser.Browser, page: Page) -> None:
     chromium.send("Emulation.setScriptExecutionDisabled", value=True)
     try:
@@ -942,7 +889,6 @@ def test_without_scripts_all_findings_can_be_reached(chromium: browser.Browser, 
         chromium.send("Emulation.setScriptExecutionDisabled", value=False)
 
 
-@needs_browser
 def test_no_other_script_would_run(chromium: browser.Browser, page: Page) -> None:
     chromium.open(page.path)
     chromium.evaluate(

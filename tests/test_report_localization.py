@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from compdx.environments import Layer, Localization
 from compdx.environments.layers import Effect, Error, Place
 from compdx.environments.layers.localization import RESULT
 from compdx.report import charts, wording
-from test_report import CHROMIUM, CONTRASTS, HOSTILE, Page, needs_browser
-from test_report_why import LONG, OPEN, rows_of
+from test_report import HOSTILE, Page
+from test_report_why import LONG, rows_of
 
 pytest.importorskip("jinja2")
 
@@ -297,24 +296,9 @@ def test_a_real_fault_is_shown(tmp_path: Path) -> None:
 # ---- in a browser
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[browser.Browser]:
-    assert CHROMIUM is not None
-    with browser.browser(CHROMIUM) as started:
-        yield started
-
-
-@needs_browser
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [320, 390, 1280])
 def test_it_fits_the_window_and_can_be_read(chromium: browser.Browser, hard: Page, width: int, dark: bool) -> None:
-    chromium.open(hard.path, width=width, height=800, dark=dark)
-    assert chromium.errors == []
-    assert chromium.requests == [hard.path.resolve().as_uri()]
-    chromium.evaluate(OPEN)
-    assert chromium.evaluate("document.documentElement.scrollWidth") <= width
-    outside = """[...document.querySelectorAll('main *')].filter((element) =>
-        !element.closest('.scroll') && element.getBoundingClientRect().right > innerWidth + 0.5
-    ).map((element) => element.outerHTML.slice(0, 80))"""
-    assert chromium.evaluate(outside) == []
-    assert chromium.evaluate(CONTRASTS) == {}
+    browser.show_all(chromium, hard.path, width=width, dark=dark)
+    browser.check_width(chromium, width)
+    browser.check_contrasts(chromium)

@@ -7,7 +7,6 @@ import copy
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from compdx.findings import Findings
 from compdx.slicing.explanation import FILE, Explanation
 from compdx.slicing.measures import Measures, Synapse, WeightChanges
 from compdx.zoo import digits
-from test_report import CHROMIUM, CONTRASTS, HOSTILE, Element, Page, make_outcomes, make_run, make_seeds, needs_browser
+from test_report import HOSTILE, Element, Page, make_outcomes, make_run, make_seeds
 
 pytest.importorskip("jinja2")
 
@@ -319,43 +318,22 @@ def test_names_of_many_layers_do_not_lie_on_each_other(hard: Page) -> None:
 # ---- in a browser
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[browser.Browser]:
-    assert CHROMIUM is not None
-    with browser.browser(CHROMIUM) as started:
-        yield started
-
-
-OPEN = "document.querySelectorAll('details').forEach((details) => details.open = true)"
-
-
-@needs_browser
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [320, 390, 1280])
 def test_it_fits_the_window_and_can_be_read(chromium: browser.Browser, hard: Page, width: int, dark: bool) -> None:
-    chromium.open(hard.path, width=width, height=800, dark=dark)
-    assert chromium.errors == []
-    assert chromium.requests == [hard.path.resolve().as_uri()]
-    chromium.evaluate(OPEN)
-    assert chromium.evaluate("document.documentElement.scrollWidth") <= width
-    outside = """[...document.querySelectorAll('main *')].filter((element) =>
-        !element.closest('.scroll') && element.getBoundingClientRect().right > innerWidth + 0.5
-    ).map((element) => element.outerHTML.slice(0, 80))"""
-    assert chromium.evaluate(outside) == []
-    assert chromium.evaluate(CONTRASTS) == {}
+    browser.show_all(chromium, hard.path, width=width, dark=dark)
+    browser.check_width(chromium, width)
+    browser.check_contrasts(chromium)
 
 
-@needs_browser
 @pytest.mark.parametrize("width", [390, 1280])
 def test_tables_of_a_usual_network_need_no_scrolling(chromium: browser.Browser, page: Page, width: int) -> None:
-    chromium.open(page.path, width=width, height=800)
-    chromium.evaluate(OPEN)
+    browser.show_all(chromium, page.path, width=width)
     wide = """[...document.querySelectorAll('.scroll')].filter((box) => box.scrollWidth > box.clientWidth)
         .map((box) => box.outerHTML.slice(0, 200))"""
     assert chromium.evaluate(wide) == []
 
 
-@needs_browser
 def test_a_card_opens_in_its_place(chromium: browser.Browser, page: Page) -> None:
     """Pictures and charts have their sizes before they are seen: what lies above an opened card does not move."""
     chromium.open(page.path, width=390, height=800)
