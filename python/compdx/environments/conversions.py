@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from compdx.model import Model, import_optional
-from compdx.runtimes import RUNTIMES, base
+from compdx.runtimes import RUNTIMES, base, tvm
 from compdx.runtimes.openvino import files_of
 
 RECORD = "conversions.json"
-TVM_LEVEL = "2"
 
 
 class NotMeasured(RuntimeError):
@@ -77,7 +76,7 @@ class Converter:
             "torch": self._exported,
             "onnxruntime": self._onnx,
             "openvino": self._openvino,
-            "tvm": lambda: self._tvm(level or TVM_LEVEL),
+            "tvm": lambda: self._tvm(level or tvm.LEVEL),
         }
         if runtime not in makers:
             msg = f"no converter to {runtime} is known; give its file"
@@ -140,26 +139,19 @@ class Converter:
         return self._step("model.xml", ("openvino.convert_model", version, options), write)
 
     def _tvm(self, level: str) -> tuple[Path, Chain]:
-        tvm = import_optional("tvm", "an environment of TVM", "tvm")
+        package = import_optional("tvm", "an environment of TVM", "tvm")
         runner = self._model.runner
         if runner is not None and runner.runtime != "onnxruntime":
             msg = f"TVM does not read files of {runner.runtime}"
             raise NotMeasured(msg)
-        options = {"opt_level": int(level), "target": "llvm"}
+        options = {"opt_level": int(level), "target": tvm.TARGET}
 
         def write(path: Path) -> None:
             if runner is None:
-                frontend = import_optional("tvm.relax.frontend.torch", "an environment of TVM", "tvm")
-                module = frontend.from_exported_program(
-                    self._exported_program(), keep_params_as_input=False, unwrap_unit_return_tuple=True
-                )
+                module = tvm.from_exported_program(self._exported_program())
             else:
-                onnx = import_optional("onnx", "a conversion from ONNX", "onnx")
-                frontend = import_optional("tvm.relax.frontend.onnx", "an environment of TVM", "tvm")
-                module = frontend.from_onnx(onnx.load(str(runner.path)), keep_params_in_input=False)
-            with tvm.transform.PassContext(opt_level=options["opt_level"]):
-                made = tvm.compile(module, target=tvm.target.Target(options["target"]))
-            made.export_library(str(path))
+                module = tvm.from_onnx(runner.path)
+            tvm.compiled(package, module, level).export_library(str(path))
 
         tool = "from_exported_program" if runner is None else "from_onnx"
         version = importlib.metadata.version("apache-tvm")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from compdx.optional import import_optional
@@ -11,7 +12,10 @@ from compdx.runtimes.base import Array, Refused, Runner, Runtime, Wanted, output
 from compdx.runtimes.batches import Parts
 
 COMPILED = (".so", ".tar")
+TARGET = "llvm"
 LEVELS = ("0", "2", "3")
+LEVEL = "2"
+"""Where nothing else is said; Relax depends little on it."""
 # What a compiled function says of its parameters, for its own messages.
 _PARAMETER = re.compile(r"fn=main, loc=param\[(\d+)\].*?annotation=R\.Tensor\(\((.*?)\), dtype=\"(\w+)\"\)")
 
@@ -20,21 +24,21 @@ class Tvm(Runner):
     """The function ``main`` of a Relax module on its virtual machine.
 
     A compiled module is native code like any library: open none that you would not run. Its level was fixed when it
-    was compiled; for the other files ``level`` is TVM's ``opt_level``, "2" if nothing else is said, on which Relax
-    depends little. ``threads`` is set for the whole process, TVM has no other way. ``options``: ``output``, the
-    place of the scores as text, "0" for the first.
+    was compiled; for the other files ``level`` is TVM's ``opt_level``, `LEVEL` if nothing else is said. ``threads`` is
+    set for the whole process, TVM has no other way. ``options``: ``output``, the place of the scores as text, "0" for
+    the first.
     """
 
     def _open(self, package: Any, wanted: Wanted) -> None:
         relax = import_optional("tvm.relax", "a model file for tvm", "tvm")
-        compiled = self.path.suffix in COMPILED
-        if compiled and wanted.level is not None:
+        ready = self.path.suffix in COMPILED
+        if ready and wanted.level is not None:
             msg = "the level of a compiled module was fixed when it was compiled; leave level out"
             raise Refused(msg)
-        module = package.runtime.load_module(str(self.path)) if compiled else self._compiled(package, wanted)
+        module = package.runtime.load_module(str(self.path)) if ready else self._compiled(package, wanted)
         self.session = relax.VirtualMachine(module, package.cpu())
         self._main, self._tensor = self.session["main"], package.runtime.tensor
-        about = str((module if compiled else module.mod)["stats"]())
+        about = str((module if ready else module.mod)["stats"]())
         self.input_shape, self.input_dtype = signature(about)
         # What comes out is written nowhere.
         out = self._main(self._tensor(self._probe(self.input_shape[0] or 1)))
@@ -49,7 +53,7 @@ class Tvm(Runner):
             self._call, self.settings["batch"] = parts, parts.description
         self.settings |= {
             "version": package.__version__,
-            "level": None if compiled else wanted.level or "2",
+            "level": None if ready else wanted.level or LEVEL,
             "output": str(self._place),
         }
 
@@ -63,15 +67,28 @@ class Tvm(Runner):
 
     def _compiled(self, package: Any, wanted: Wanted) -> Any:
         if self.path.suffix == ".onnx":
-            onnx = import_optional("onnx", "an ONNX file for tvm", "onnx")
-            frontend = import_optional("tvm.relax.frontend.onnx", "an ONNX file for tvm", "tvm")
-            module = frontend.from_onnx(onnx.load(str(self.path)), keep_params_in_input=False)
-        else:
-            torch = import_optional("torch", "a .pt2 file")
-            frontend = import_optional("tvm.relax.frontend.torch", "a .pt2 file for tvm", "tvm")
-            module = frontend.from_exported_program(torch_archive.load(torch, self.path), keep_params_as_input=False)
-        with package.transform.PassContext(opt_level=int(wanted.level or "2")):
-            return package.compile(module, target=package.target.Target({"kind": "llvm"}))
+            return compiled(package, from_onnx(self.path), wanted.level)
+        torch = import_optional("torch", "a .pt2 file")
+        return compiled(package, from_exported_program(torch_archive.load(torch, self.path)), wanted.level)
+
+
+def from_onnx(path: Path) -> Any:
+    """An ONNX file as a module of Relax, its weights constants."""
+    onnx = import_optional("onnx", "an ONNX file for tvm", "onnx")
+    frontend = import_optional("tvm.relax.frontend.onnx", "an ONNX file for tvm", "tvm")
+    return frontend.from_onnx(onnx.load(str(path)), keep_params_in_input=False)
+
+
+def from_exported_program(program: Any) -> Any:
+    """A program of torch.export as a module of Relax, its weights constants."""
+    frontend = import_optional("tvm.relax.frontend.torch", "a .pt2 file for tvm", "tvm")
+    return frontend.from_exported_program(program, keep_params_as_input=False, unwrap_unit_return_tuple=True)
+
+
+def compiled(package: Any, module: Any, level: str | None) -> Any:
+    """A module of Relax, compiled for this processor."""
+    with package.transform.PassContext(opt_level=int(level or LEVEL)):
+        return package.compile(module, target=package.target.Target({"kind": TARGET}))
 
 
 def signature(text: str) -> tuple[tuple[int | None, ...], str]:
