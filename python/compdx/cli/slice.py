@@ -44,6 +44,8 @@ def command(
     layout: opt.Layout = None,
     outputs: opt.Outputs = None,
     class_offset: opt.Offset = None,
+    original_option: opt.OriginalOption = None,
+    compressed_option: opt.CompressedOption = None,
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -52,7 +54,8 @@ def command(
     with Answer("slice", as_json=as_json, debug=debug) as answer:
         import_optional("torch", "a slice")
         preprocessing = opt.preprocessing(mean, std, bounds, layout, outputs, class_offset)
-        pair = models.pair(original, compressed, preprocessing, device, threads)
+        own = opt.own(original_option, compressed_option)
+        pair = models.pair(original, compressed, preprocessing, device, threads, own)
         findings = compdx.Findings.load(run)
         if limit is not None:
             findings = compdx.Findings(
