@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import errno
 import hashlib
 import json
 import math
@@ -462,6 +464,21 @@ def test_a_directory_is_continued_only_with_the_same(model, tmp_path):
     other = Model(nn.Sequential(nn.Flatten(), nn.Linear(64, 6)).eval(), mean=0.4, std=0.3, name="tiny")
     with pytest.raises(ValueError, match="scores of another 'tiny'"):
         environments.compare([other, other], IMAGES, **arguments)
+    same_weights = copy.deepcopy(model.module)
+    same_weights[2] = nn.Sigmoid().eval()
+    other = Model(same_weights, mean=0.4, std=0.3, name="tiny")
+    assert other.describe()["weights_sha256"] == model.describe()["weights_sha256"]
+    with pytest.raises(ValueError, match="scores of another 'tiny'"):
+        environments.compare([other, other], IMAGES, **arguments)
+
+
+def test_a_full_disk_is_not_an_environment_that_fails(model, tmp_path, monkeypatch):
+    def commit(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("compdx.environments.recording.Recording.commit", commit)
+    with pytest.raises(OSError, match="No space left"):
+        environments.compare([model, model], IMAGES, directory=tmp_path, progress=False)
 
 
 def test_progress_counts_all_images_of_all_ways(model):
@@ -624,6 +641,29 @@ def test_instruction_sets_run_in_a_process_of_their_own(model, files):
     again = environments.compare(made, IMAGES, rechecked=0, repeats=0, progress=False)
     assert "ended with signal 9" in again.environments[1].reason
     assert not again.pairs[0].measured
+
+
+def test_a_process_that_dies_ends_its_own_search_alone(model, network, files):
+    rounded = copy.deepcopy(network).half().float()
+    made = environments.variants(model, ["torch", "torch:isa=avx2"], files, shape=SHAPE)
+    found = environments.compare(
+        [*made, Model(rounded, mean=0.4, std=0.3, name="rounded")], IMAGES, repeats=0, progress=False
+    )
+    os.kill(made[1].child._process.pid, signal.SIGKILL)
+    dead, alive = environments.search(found, IMAGES, limit=2, budget=20, progress=False).searches
+    assert dead.reason.startswith("the search ended: the process of the model ended with signal 9")
+    assert (dead.seeds, dead.found) == (0, 0)
+    assert alive.reason is None
+    assert alive.queries > 0
+
+
+def test_a_process_imports_what_this_one_does(tmp_path, monkeypatch):
+    """In the same order: what stands first here stands first there."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('the one of this folder')")
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(ChildError, match="the one of this folder"):
+        Child(tmp_path / "model.onnx", {}, {"runtime": "onnxruntime"})
 
 
 def test_what_a_process_cannot_open_it_says(tmp_path):

@@ -46,9 +46,9 @@ class Child:
     def __init__(self, path: Path, variables: Mapping[str, str], settings: Mapping[str, Any]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="compdx-")
         self._log = Path(self._folder.name) / "log"
-        # What this process can import, that one can: also a package that is not installed but on the path.
-        path_of = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, **variables, "PYTHONPATH": os.pathsep.join(filter(None, path_of))}
+        # What this process imports, that one does: also a package that is not installed but on the path.
+        path_of = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+        environment = {**os.environ, **variables, "PYTHONPATH": path_of}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "compdx.environments.worker"],

@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from compdx import api, methods
+from compdx.environments.child import ChildError
 from compdx.environments.comparison import Comparison, Search
 from compdx.environments.recording import slug
 from compdx.environments.torch_modes import same_twin
 from compdx.methods.base import Method
 from compdx.model import Pair
 from compdx.ops.checks import within
+from compdx.runtimes.base import RuntimeFailure
 from compdx.seeds import Seeds
 
 
@@ -46,7 +48,9 @@ def search(
         progress: Whether to show the progress on stderr.
 
     Returns:
-        The comparison with its ``searches``. A pair that cannot be searched has a ``reason``.
+        The comparison with its ``searches``. A pair that cannot be searched has a ``reason``, and so has one whose
+        runtime failed or whose process died meanwhile; what was found before is in its run, if there is a
+        ``directory``.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind or out of range.
@@ -74,15 +78,19 @@ def search(
             found.append(Search(**about, reason="not measured: the two differ on every image"))
             continue
         run = None if directory is None else Path(directory) / slug(index, names)
-        findings = api.search(
-            pair,
-            seeds.select(agreeing),
-            method=settings,
-            seed=seed,
-            out=run,
-            resume=resume and run is not None,
-            progress=progress,
-        )
+        try:
+            findings = api.search(
+                pair,
+                seeds.select(agreeing),
+                method=settings,
+                seed=seed,
+                out=run,
+                resume=resume and run is not None,
+                progress=progress,
+            )
+        except (ChildError, RuntimeFailure) as error:  # of one environment; the others are searched
+            found.append(Search(**about, reason=f"the search ended: {error}", run=None if run is None else str(run)))
+            continue
         found.append(
             Search(
                 **about,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import re
 from functools import cache
 from typing import Any
 
@@ -31,6 +33,12 @@ def twin_in(model: Model, environment: Environment) -> Any:
     """What gradients are taken through for a deployed file of the model: its module, in 16 bits where the file is."""
     twin = model.twin if model.device == environment.device else moved(model.twin, environment.device)
     return twin if environment.precision == "float32" else autocast(twin, environment)
+
+
+def graph_sha256(module: Any) -> str:
+    """SHA-256 of what a module consists of beside its weights: how it prints, and its code where it was traced."""
+    text = f"{module!r}\n{getattr(module, 'code', '')}"
+    return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", text).encode()).hexdigest()
 
 
 def same_twin(a: Any, b: Any) -> bool:

@@ -67,13 +67,14 @@ class Variant:
 
     def describe(self) -> dict[str, Any]:
         """All that is known of the variant, as JSON values."""
-        child = self.child
+        child, module = self.child, self.model.module
         return {
             "name": self.name,
             "environment": None if self.environment is None else self.environment.to_json(),
             "chain": [asdict(step) for step in self.chain],
             "file_sha256": None if self.path is None else sha256(self.path),
             "model": self.model.describe(),
+            "graph_sha256": None if module is None else torch_modes.graph_sha256(module),
             "process": None if child is None else child.settings,
         }
 

@@ -144,7 +144,8 @@ class Runner(ABC):
 
         Raises:
             TypeError: ``x`` is no float32 array.
-            ValueError: ``x`` has not the shape that the file declares, or the runtime fails.
+            ValueError: ``x`` has not the shape that the file declares.
+            RuntimeFailure: A ``ValueError`` too: the runtime fails.
         """
         self._check_input(x)
         fed = self._encode(x)
@@ -169,7 +170,7 @@ class Runner(ABC):
 
     @contextmanager
     def failing(self, operation: str) -> Iterator[None]:
-        """Whatever a runtime raises becomes a ``ValueError`` that names the file and what was tried."""
+        """Whatever a runtime raises becomes a `RuntimeFailure`."""
         try:
             yield
         except (ModuleNotFoundError, MemoryError):
@@ -178,7 +179,7 @@ class Runner(ABC):
             known = isinstance(error, Refused)
             what = str(error).strip() if known else f"{type(error).__name__}: {str(error).strip()}"
             msg = f"{self.runtime} cannot {operation} {self.path}: {what}"
-            raise ValueError(msg) from (None if known else error)
+            raise RuntimeFailure(msg) from (None if known else error)
 
     def _probe(self, batch: int) -> Array:
         """Inputs in the file's own dtype to try it with, in 0..1 or all over an integer; the same at every call."""
@@ -219,6 +220,10 @@ class Runner(ABC):
                 )
                 raise ValueError(msg)
         return x.astype(dtype)
+
+
+class RuntimeFailure(ValueError):
+    """A runtime cannot open a file or run it; the message names the file and what the runtime said."""
 
 
 class Refused(Exception):
