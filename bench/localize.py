@@ -188,8 +188,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, model in networks(options, train):
             results[name] = measure(name, model, images, options, Path(folder))
-            for pair in ("torch", "onnxruntime"):
-                show(f"{name}, torch and {pair}", rates(results[name][pair]))
+            results[name]["rates"] = {pair: rates(results[name][pair]) for pair in ("torch", "onnxruntime")}
+            for pair, found in results[name]["rates"].items():
+                show(f"{name}, torch and {pair}", found)
     cases = [one for name in results for pair in ("torch", "onnxruntime") for one in results[name][pair]]
     false = sum(len(one["suspects"]) for name in results for one in results[name]["identical"])
     total = {**rates(cases), "false_suspects": false}

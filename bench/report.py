@@ -32,13 +32,18 @@ SECTIONS: dict[str, tuple[Callable[[Row, str], Part], tuple[str, ...], tuple[str
     "memory": (speed.memory, ("memory",), ("",)),
     "slicing": (speed.slicing, ("slicing",), ("", "-cuda")),
     "explain": (studies.explain, ("explain",), ("",)),
+    "detection": (studies.detection, ("detection",), ("",)),
+    "targeted": (studies.targeted, ("targeted",), ("",)),
+    "protection": (studies.protection, ("protection",), ("",)),
+    "environments": (studies.environments, ("environments",), ("",)),
+    "localize": (studies.localize, ("localize",), ("",)),
 }
 
 
 def origin(record: Row) -> str:
     """Where and how a record was made, in a sentence."""
     machine, versions = record["machine"], record["versions"]
-    where = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"
+    where = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} core{'s' if machine['cores'] > 1 else ''}"
     used = ", ".join(f"{name} {versions[name]}" for name in ("compdx", "torch") if name in versions)
     command = f" by `{record['command']}`" if "command" in record else ""
     short = "" if record.get("complete", True) else " It was stopped before its end."

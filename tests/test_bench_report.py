@@ -218,6 +218,132 @@ def test_explanations_of_every_kind_of_damage(place: tuple[Path, Path]) -> None:
     assert "none of this kind" not in text
 
 
+def part(value: float) -> dict[str, float]:
+    return {"hits": 1, "total": 2, "value": value, "low": value / 2, "high": value + 0.1}
+
+
+def test_detectors_and_what_is_given_away(place: tuple[Path, Path]) -> None:
+    page, results = place
+    other = {"recall_at_rate": {"0.1": 0.25}, "rate_at_recall_95": 0.75, "area": 0.5}
+    slices = {
+        "mean_recall": 0.5,
+        "mean_equal_precision": 0.6,
+        "false_positive_rate": part(0.2),
+        "at_other_rates": other,
+        "attacks": {"one": {"recall": part(0.5)}},
+        "truth_given_away": {"mean_recall": 0.9},
+        "wrong_class": part(0.8),
+    }
+    payload = {
+        "goal": {"mean_recall": 0.95, "attacks": 8},
+        "published": {"mean_recall": 1.0, "mean_precision": 0.83},
+        "settings": {"images": 10, "train": 1000},
+        "attacks": {"one": {"images": 7, "pictures": 6, "of": 10}},
+        "detectors": {"slices": slices, "softmax": {"at_other_rates": other}},
+    }
+    write(results, "detection", payload)
+    assert report(page, results).returncode == 0
+    text = page.read_text()
+    assert "learn from 1,000 training images. 10 clean test images, 1 attacks." in text
+    assert "at least 8 attacks; not met." in text
+    assert "| slices | 50.0% | 20.0% (10.0%–30.0%) | 60.0% | 25.0% | 75.0% | 0.500 |" in text
+    assert "| softmax | – | – | – | 25.0% | 75.0% | 0.500 |" in text
+    assert "| slices | 50.0% | 90.0% | – | 80.0% (40.0%–90.0%) |" in text
+    assert "| one | 7 of 10 | 50.0% |" in text
+    write(results, "detection", {**payload, "goal": {"mean_recall": 0.5, "attacks": 1}})
+    assert report(page, results).returncode == 0
+    assert "at least 1 attacks; met." in page.read_text()
+
+
+def test_pruning_and_protection_of_classes(place: tuple[Path, Path]) -> None:
+    page, results = place
+    row = {"ranking": "slice, |w|", "sparsity": 0.5, "compensated": True, "mean": 0.875}
+    differences = [{**row, "mean": 0.02, "interval": [-0.01, 0.05]}, {**row, "ranking": "random", "interval": [0, 0]}]
+    subsets = [[1, 2], [3, 4, 5]]
+    targeted = {
+        "settings": {"sizes": [2, 3], "images": 2000, "per_class": 10, "tune_images": 500},
+        "subsets": subsets,
+        "original": [0.8, 0.9],
+        "tuned": {"subsets": 1, "rows": [row, {**row, "sparsity": 0.7}], "differences": differences},
+    }
+    write(results, "targeted", targeted)
+    both = {"target": 0.25, "others": 0.5, "all": 0.4}
+    protection = {
+        "settings": {"sizes": [2, 3], "images": 300, "share": 0.5, "recipe": {"epochs": 4}},
+        "subsets": subsets,
+        "transfer": {
+            "1000": {
+                "rows": {"slice": [both], "random": [{**both, "target": 0.75}] * 2},
+                "summary": {
+                    "subsets": 1,
+                    "means": {"slice": both},
+                    "slice less random": {name: {"mean": -0.5, "interval": [-0.6, -0.4]} for name in both},
+                },
+            }
+        },
+    }
+    write(results, "protection", protection)
+    assert report(page, results).returncode == 0
+    text = page.read_text()
+    assert "2 random sets of 2 to 3 classes" in text
+    assert "85.0% unpruned" in text
+    assert "After one epoch on 500 images, 1 sets; accuracy in percent:" in text
+    assert "| slice, \\|w\\| | compensated | 87.5 | 87.5 |" in text
+    assert "| slice, \\|w\\| | compensated | +2.0 (-1.0 to +5.0) | – |" in text
+    assert "The attacker trains on 1,000 images, 4 epochs" in text
+    assert "| slice | 25.0% | 50.0% | 40.0% |" in text
+    assert "| random | -50.0 (-60.0 to -40.0) |" in text
+    assert "| 1, 2 | 25.0% | 75.0% |" in text
+    assert "| 3, 4, 5 |" not in text
+
+
+def test_environments_and_faults(place: tuple[Path, Path]) -> None:
+    page, results = place
+    flips = {"again": 0, "alone": 2}
+    environments = [
+        {"name": "torch", "accuracy": 0.75, "latency": {"median": 0.0123}, "flips_within": {"again": 0}},
+        {"name": "int8", "accuracy": 0.5, "latency": None, "flips_within": flips},
+    ]
+    write(
+        results,
+        "environments",
+        {
+            "settings": {"images": 2000, "batch": 64, "repeats": 5, "seeds": 10, "budget": 1000},
+            "summary": {
+                **{"float32_pairs": 3, "float32_flips": 2, "surprising_flips_float32": 1, "float32_max_abs": 1.5e-5},
+                "not_measured": {"keras": "no converter"},
+                "matrix": [[0, 7], [7, None]],
+                "environments": environments,
+                "pairs": [{"a": "torch", "b": "int8", "differing": 7, "surprising": 6, "max_abs": 0.5}],
+            },
+            "costs": {"conversion_seconds": 12.3, "seconds": 1234.5, "peak_mib": 2000.4, "peak_mib_before": 900.0},
+            "searches": [
+                {"a": "torch", "b": "int8", "found": 9, "seeds": 10, "queries": 12345, "reason": None},
+                {"a": "torch", "b": "bf16", "reason": "not measured: no"},
+            ],
+        },
+    )
+    rates = {"seen": 4, "nothing": {"one": 2}, "first": 0.75, "in_three": 1.0, "bisected": None, "first_by_drift": 0.5}
+    network = {"rates": {"torch": rates, "onnxruntime": {**rates, "seen": 5}}, "identical": [{}, {}]}
+    goals = {"first": 0.9, "in_three": 0.97, "false_suspects": 0}
+    whole = {**rates, "false_suspects": 3}
+    write(results, "localize", {"goals": goals, "settings": {"images": 16}, "all": whole, "networks": {"net": network}})
+    assert report(page, results).returncode == 0
+    text = page.read_text()
+    assert "2,000 test images in 2 environments, batches of 64. The 3 pairs" in text
+    assert "differ on 2 labels, 1 of them where the margin is at least 0.001" in text
+    assert "at most 1.5e-05" in text
+    assert "keras was not measured: no converter." in text
+    assert "| torch | 75.00% | – | – | – | 12.3 | 0 |" in text
+    assert "| int8 | 50.00% | 7 | 6 | 5.0e-01 | – | alone 2 |" in text
+    assert "| 2 int8 | 7 | – |" in text
+    assert "| torch | int8 | 9 of 10 | 12,345 |" in text
+    assert "| torch | bf16 | not measured: no | – |" in text
+    assert "4 faults that change something, 2 that do not, 16 images." in text
+    assert "2 comparisons have 3 suspects (goal: 0)" in text
+    assert "| net | onnxruntime | 5 | 75.0% | 100.0% | – | 50.0% |" in text
+
+
 @pytest.mark.slow
 def test_a_record_says_its_command_without_paths(tmp_path: Path) -> None:
     pytest.importorskip("cv2")

@@ -23,7 +23,8 @@ class Part:
         rows = list(rows)
         if rows:
             lines = [header, ["---"] * len(header), *rows]
-            self.words += [f"{title}:", "\n".join(f"| {' | '.join(cells)} |" for cells in lines)]
+            texts = ([cell.replace("|", "\\|") for cell in cells] for cells in lines)
+            self.words += [f"{title}:", "\n".join(f"| {' | '.join(cells)} |" for cells in texts)]
 
     def plot(self, name: str, title: str, svg: str) -> None:
         self.images[name] = svg
