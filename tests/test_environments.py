@@ -554,6 +554,7 @@ def test_an_onnx_file_is_the_model_too(model, files, tmp_path):
     assert found.difference("tiny", "torch").reason.startswith("torch: there is no converter")
 
 
+@pytest.mark.slow
 def test_files_made_elsewhere_are_opened(model, files, tmp_path):
     (exported,) = environments.variants(model, ["torch:isa=avx2"], files, shape=SHAPE)
     (given,) = environments.variants(model, ["torch:eager"], tmp_path, files={"torch": exported.path})
@@ -618,6 +619,7 @@ def test_a_module_without_a_shape_is_not_exported(model, tmp_path):
 # Processes of their own
 
 
+@pytest.mark.slow
 def test_instruction_sets_run_in_a_process_of_their_own(model, files):
     made = environments.variants(model, ["torch", "torch:isa=sse41"], files, shape=SHAPE)
     child = made[1].child
@@ -643,6 +645,7 @@ def test_instruction_sets_run_in_a_process_of_their_own(model, files):
     assert not again.pairs[0].measured
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_its_own_search_alone(model, network, files):
     rounded = copy.deepcopy(network).half().float()
     made = environments.variants(model, ["torch", "torch:isa=avx2"], files, shape=SHAPE)

@@ -628,6 +628,7 @@ def command(*arguments: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_files(files: Files, tmp_path: Path) -> None:
     opened(files("free.onnx"))
     opened(files("uint8.tflite"))
