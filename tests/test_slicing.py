@@ -223,6 +223,29 @@ def test_order_and_batches_change_nothing(theta: slicing.Theta | None) -> None:
 
 
 @pytest.mark.parametrize("theta", [None, THETA])
+def test_the_end_of_a_slice_is_that_of_the_whole(theta: slicing.Theta | None) -> None:
+    """On random networks with branches, down to each of their layers; the profile may know more than is looked at."""
+    shorter = 0
+    for number in range(12):
+        rng = np.random.default_rng([number, 9])
+        network, _, shape = random_network(rng)
+        data, samples = random_samples(shape, 8, rng), random_samples(shape, 3, rng)
+        profile = slicing.profile(network, data)
+        options: dict[str, Any] = {"absolute": True, "neuron_samples": "all", "theta": theta, "batch": 2}
+        whole = slicing.slice(network, profile, samples, **options)
+        for layer in whole.synapses:
+            part = slicing.slice(network, profile, samples, down_to=layer, **{**options, "neuron_samples": ()})
+            assert layer in part.synapses
+            assert list(part.synapses) == list(whole.synapses)[-len(part.synapses) :]
+            shorter += len(part.neurons) < len(whole.neurons)
+            for layers, others in ((part.neurons, whole.neurons), (part.synapses, whole.synapses)):
+                for name, found in layers.items():
+                    np.testing.assert_array_equal(found.signed, others[name].signed)
+                    np.testing.assert_array_equal(found.absolute, others[name].absolute)
+    assert shorter > 12
+
+
+@pytest.mark.parametrize("theta", [None, THETA])
 def test_scales_of_layers_change_nothing(theta: slicing.Theta | None) -> None:
     network = small()
     wanted = sliced(network, images(8), images(3, seed=2), theta=theta)
@@ -438,6 +461,9 @@ def test_functions_with_weights_and_layers_that_run_twice() -> None:
     found = slicing.slice(network, profile, samples)
     assert set(vars(network)) == attributes
     assert list(found.synapses) == ["conv2d", "inner"]
+    part = slicing.slice(network, profile, samples, down_to="inner")
+    assert list(part.synapses) == ["inner"]
+    np.testing.assert_array_equal(part.synapses["inner"].signed, found.synapses["inner"].signed)
     assert list(found.neurons)[:3] == ["input", "conv2d", "adaptive_avg_pool2d"]
     steps = [
         Step("conv", (0,), {"weight": network.weight.data, "bias": None, "stride": 2, "padding": 0, "dilation": 1}),
@@ -702,6 +728,10 @@ def test_arguments_are_checked() -> None:
         slicing.slice(network, profile, data, synapse_samples=["1"])
     with pytest.raises(TypeError, match="neuron_samples must be a collection of names or 'all', got 'input'"):
         slicing.slice(network, profile, data, neuron_samples="input")
+    with pytest.raises(ValueError, match="down_to must be one of '0', '3', '7', '9', got '1'"):
+        slicing.slice(network, profile, data, down_to="1")
+    with pytest.raises(ValueError, match="synapse_samples must be among '7', '9', got '3'"):
+        slicing.slice(network, profile, data, down_to="7", synapse_samples=["3"])
     with pytest.raises(ValueError, match="batch: expected 1"):
         slicing.slice(network, profile, data, batch=0)
     with pytest.raises(

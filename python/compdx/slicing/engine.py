@@ -269,7 +269,7 @@ def propagate(trace: Trace, calls: list[Call], start: Any, batch: Batch, ledger:
     """
     found = {trace.output: start}
     sums: dict[int, tuple[Any, tuple[Any, Any]]] = {}
-    for call in reversed(calls):
+    for call in reversed(calls[-len(trace.operations) :]):
         name = call.operation.name
         c = found.pop(name, None)
         if c is None:  # nothing that the output depends on
@@ -281,7 +281,8 @@ def propagate(trace: Trace, calls: list[Call], start: Any, batch: Batch, ledger:
             found[operand] = part if operand not in found else _together(found[operand], part, operand)
         batch.forget(name)
     for name, c in found.items():
-        ledger.add_neurons(name, c, _summed(c, sums))
+        if trace.whole:  # else what takes it before the part that was looked at is missing
+            ledger.add_neurons(name, c, _summed(c, sums))
         batch.forget(name)
 
 

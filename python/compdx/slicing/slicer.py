@@ -16,6 +16,7 @@ from compdx.slicing.contributions import Contributions, Layers, Slice
 from compdx.slicing.engine import Batch, Bent, Ledger, Tally, Theta, propagate
 from compdx.slicing.profiles import BATCH, Baseline, Profile
 from compdx.slicing.subject import Subject, labels_of, parts
+from compdx.slicing.tracing import Trace
 
 NEEDS = "slicing"
 Names = Collection[str] | Literal["all"]
@@ -34,6 +35,7 @@ def slice(
     neuron_samples: Names = (),
     synapse_samples: Names = (),
     bent: Bent = "pass",
+    down_to: str | None = None,
     batch: int = BATCH,
 ) -> Slice:
     """The neurons and synapses that contributed to a model's outputs on some samples, with their contributions.
@@ -57,6 +59,8 @@ def slice(
             ``"all"`` for all. A layer with synapses takes four bytes a weight and sample.
         bent: What activations that are not monotone (GELU, SiLU, Hardswish, Mish) do: ``"pass"`` contributions
             unchanged, or multiply them with the ``"sign"`` of Δy · Δx.
+        down_to: Name of a layer: the slice goes from the output to the first run of this layer, and has nothing of what
+            lies before. ``None``: to the input.
         batch: Samples at a time. It changes time and memory, and the result as far as the model's own activations
             depend on it.
 
@@ -90,7 +94,8 @@ def slice(
             msg = "classes needs a profile with baseline='class', got one of the whole data set"
             raise ValueError(msg)
         classes = _per_sample("classes", classes, len(rows), len(profile.counts))
-    ledger = _ledger(subject, absolute, neuron_samples, synapse_samples)
+    trace = subject.trace if down_to is None else _tail(subject, down_to)
+    ledger = _ledger(trace, absolute, neuron_samples, synapse_samples)
     torch = import_optional("torch", NEEDS)
     labels = []
     with torch.no_grad(), Numerics().held():
@@ -98,8 +103,8 @@ def slice(
             baseline = Baseline(profile, subject.model.device)
             if classes is not None:
                 baseline.choose(classes[part])
-            state = Batch(baseline, theta, bent, ledger, subject.trace)
-            returned, calls = subject.trace.run(subject.feed(rows[part]), state.see)
+            state = Batch(baseline, theta, bent, ledger, trace)
+            returned, calls = trace.run(subject.feed(rows[part]), state.see)
             scores = subject.scores(returned)
             labels.append(labels_of(scores))
             if not baseline.ready:
@@ -109,11 +114,11 @@ def slice(
             start[:, subject.model.class_offset :] = torch.from_numpy(
                 _start(criterion, contrast, labels[-1], part, len(rows), scores.shape[1])
             )
-            propagate(subject.trace, calls, start.to(subject.model.device), state, ledger)
+            propagate(trace, calls, start.to(subject.model.device), state, ledger)
         ledger.close()
     return Slice(
-        neurons=_layers(ledger.neurons, [name for name in subject.trace.values if name in ledger.neurons]),
-        synapses=_layers(ledger.synapses, [name for name in subject.trace.layers if name in ledger.synapses]),
+        neurons=_layers(ledger.neurons, [name for name in trace.values if name in ledger.neurons]),
+        synapses=_layers(ledger.synapses, [name for name in trace.layers if name in ledger.synapses]),
         labels=np.concatenate(labels),
         settings={
             "model": subject.model.name,
@@ -138,11 +143,19 @@ def _check_profile(subject: Subject, profile: Profile) -> None:
         raise ValueError(msg)
 
 
-def _ledger(subject: Subject, absolute: bool, neurons: Names, synapses: Names) -> Ledger:
+def _tail(subject: Subject, layer: str) -> Trace:
     layers = subject.trace.layers
+    if layer not in layers:
+        msg = f"down_to must be one of {', '.join(map(repr, layers))}, got {layer!r}"
+        raise ValueError(msg)
+    return subject.trace.down_to(layer)
+
+
+def _ledger(trace: Trace, absolute: bool, neurons: Names, synapses: Names) -> Ledger:
+    layers = trace.layers
     wanted = {}
     for argument, names, known in (
-        ("neuron_samples", neurons, subject.trace.values),
+        ("neuron_samples", neurons, trace.values),
         ("synapse_samples", synapses, layers),
     ):
         if isinstance(names, str) and names != "all":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -125,6 +126,7 @@ class Trace:
 
     Attributes:
         operations: In the order of execution.
+        whole: Whether these are all of the module's.
         output: The name of the value that the module returns.
         values: Names of all values, the input first.
         layers: Names of the layers with synapses, and how often each runs.
@@ -152,6 +154,19 @@ class Trace:
             source: node for node in self._graph.nodes for source in node.all_input_nodes if source is not self._result
         }
         self.values = [INPUT, *(operation.name for operation in self.operations)]
+        self.whole = True
+        self._look()
+
+    def down_to(self, layer: str) -> Trace:
+        """The same network, looked at from its output down to the first run of a layer and no further."""
+        first = next(place for place, operation in enumerate(self.operations) if operation.layer == layer)
+        part = copy.copy(self)
+        part.operations, part.whole = self.operations[first:], first == 0
+        part._look()
+        return part
+
+    def _look(self) -> None:
+        """Find out what the rules of the operations ask for."""
         self.layers = Counter(o.layer for o in self.operations if "weight" in RULES[o.kind].arguments)
         rules = [(operation, RULES[operation.kind]) for operation in self.operations]
         values = [(rule, {operation.name, *operation.operands}) for operation, rule in rules]

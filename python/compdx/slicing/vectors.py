@@ -70,6 +70,7 @@ class Reader:
                 theta=self.theta,
                 classes=classes if np.ndim(classes) == 0 else np.asarray(classes)[part],
                 synapse_samples=[self.layer],
+                down_to=self.layer,
                 batch=self.batch,
             )
             samples = np.asarray(found.synapses[self.layer].samples)
