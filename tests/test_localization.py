@@ -365,6 +365,28 @@ def test_a_runtime_that_shows_no_values_is_named() -> None:
         localize(model(), lite, images())
 
 
+def test_exported_files(tmp_path: Path) -> None:
+    shapes, path = ({0: torch.export.Dim("n")},), tmp_path / "net.pt2"
+
+    def on_torch(**settings: Any) -> Model:
+        return Model(path, mean=0.5, std=0.25, **settings)
+
+    torch.export.save(
+        torch.export.export(perturbed("5.conv2"), (torch.zeros(2, 2, 8, 8),), dynamic_shapes=shapes), path
+    )
+    for a, b in ((model(), on_torch()), (on_torch(), model())):
+        found = localize(a, b, images())
+        assert [one.name for one in found.suspects] == [found.first] == ["5.conv2"]
+        assert not any(found.unpaired.values())
+    assert not localize(on_torch(), model(perturbed("5.conv2")), images()).suspects
+    for settings in ({"level": "aot_eager"}, {"precision": "bfloat16"}):
+        with pytest.raises(ValueError, match="must run eagerly, in float32 and with a free batch"):
+            localize(model(), on_torch(**settings), images())
+    torch.export.save(torch.export.export(network(), (torch.zeros(2, 2, 8, 8),)), path)
+    with pytest.raises(ValueError, match="must run eagerly, in float32 and with a free batch"):
+        localize(model(), on_torch(), images())
+
+
 def test_an_exported_graph() -> None:
     shapes = ({0: torch.export.Dim("n")},)
     for module, suspects in ((network(), []), (perturbed("5.conv2"), ["5.conv2"])):

@@ -6,9 +6,10 @@ from compdx.environments.layers.graph import Network
 from compdx.environments.layers.onnx_graph import OnnxNetwork, feeder, onnxruntime_at, openvino_at
 from compdx.environments.layers.torch_graph import TorchNetwork
 from compdx.model import Model
+from compdx.runtimes import Runner
 
 CPU = "CPUExecutionProvider"
-SUPPORTED = "a torch module, or an ONNX file on ONNX Runtime or OpenVINO"
+SUPPORTED = "a torch module, a .pt2 file, or an ONNX file on ONNX Runtime or OpenVINO"
 
 
 def network_of(model: Model) -> Network:
@@ -24,6 +25,8 @@ def network_of(model: Model) -> Network:
             raise ValueError(msg)
         return TorchNetwork(model)
     runner = model.runner
+    if runner is not None and runner.runtime == "torch":
+        return _exported(model, runner)
     if runner is None or runner.path.suffix != ".onnx" or runner.runtime not in ("onnxruntime", "openvino"):
         what = "a callable" if runner is None else f"{runner.path.name} on {runner.runtime}"
         msg = f"model {model.name!r} must be one whose layers can be looked at, {SUPPORTED}, got {what}"
@@ -41,3 +44,13 @@ def network_of(model: Model) -> Network:
     return OnnxNetwork(
         runner.path, load, feeder(model), name=model.name, runtime=runner.runtime, output=used.get("output")
     )
+
+
+def _exported(model: Model, runner: Runner) -> Network:
+    """The network of a ``.pt2`` file: the module of its program, as the runner has it before anything is done to it."""
+    used = runner.settings
+    if (used["level"], used["precision"], used["batch"]) != ("eager", "file", "free"):
+        what = "eagerly, in float32 and with a free batch"
+        msg = f"model {model.name!r} must run {what} to be looked into, got {used}"
+        raise ValueError(msg)
+    return TorchNetwork(model.replace(runner.session))
