@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -455,6 +456,17 @@ def test_exports_that_would_run_something_are_refused(files: Files, tmp_path: Pa
         end = content.index(b'"', place)
         return content[:place] + text.encode() + content[end:]
 
+    def text(name: str, content: bytes) -> bytes:
+        code = f"__import__('pathlib').Path({str(ran)!r}).touch()"
+        harmful = json.dumps(f"Mod({code!r}, 7) + Symbol('s")[1:-1].encode()
+        return content.replace(b"Symbol('s", harmful, 1) if "models/" in name else content
+
+    def file(_: str, content: bytes) -> bytes:
+        return content.replace(b"torch.ops.aten.relu.default", b"torch.ops.aten.from_file.default", 1)
+
+    def region(_: str, content: bytes) -> bytes:
+        return content.replace(b"torch.ops.aten.relu.default", b"torch.ops.higher_order.strict_mode", 1)
+
     def weight(name: str, content: bytes) -> bytes:
         code = f"""first") and exec("import pathlib;pathlib.Path({str(ran)!r}).touch()") or getattr(self, "first"""
         code = code.replace(".", "\\x2e")  # dots part the path of a weight
@@ -478,7 +490,10 @@ def test_exports_that_would_run_something_are_refused(files: Files, tmp_path: Pa
         (pickled_weight, {}, "is pickled, and compdx loads no pickle"),
         (samples, {}, "holds more than tensors"),
         (node, {}, "calls 'torch.os.system', which is no operator"),
+        (file, {}, "calls 'torch.ops.aten.from_file.default', which is no operator"),
+        (region, {}, "calls 'torch.ops.higher_order.strict_mode', which is no operator"),
         (extent, {}, "which is no arithmetic"),
+        (text, {}, "which is no arithmetic"),
         (weight, {}, "which is no name in a network"),
         (argument, {}, r"the name 'x=print\(\)', which is no name"),
         (keyword, {}, r"the name 'x=print\(\)', which is no name"),
@@ -495,6 +510,45 @@ def test_exports_that_would_run_something_are_refused(files: Files, tmp_path: Pa
     # One of them, to see that they would have worked.
     torch.load(io.BytesIO(weapon.getvalue()), weights_only=False)
     assert ran.exists()
+
+
+def test_an_archive_that_two_readers_read_differently(files: Files, tmp_path: Path) -> None:
+    """With two lists of contents: Python takes the one before the end, torch the one that the end points to."""
+
+    def parts(path: Path) -> tuple[bytes, bytes, int]:
+        content = path.read_bytes()
+        end = content.rindex(b"PK\5\6")
+        count, size, start = struct.unpack("<HII", content[end + 10 : end + 20])
+        return content[:start], content[start : start + size], count
+
+    def moved(entries: bytes, by: int) -> bytes:
+        found, place = bytearray(entries), 0
+        while place < len(found):
+            lengths = struct.unpack("<HHH", found[place + 28 : place + 34])
+            (offset,) = struct.unpack("<I", found[place + 42 : place + 46])
+            found[place + 42 : place + 46] = struct.pack("<I", offset + by)
+            place += 46 + sum(lengths)
+        return bytes(found)
+
+    def other(_: str, content: bytes) -> bytes:
+        return content.replace(b"aten.relu.default", b"aten.tanh.default", 1)
+
+    sides = (other, lambda _, content: content)
+    (hidden, hidden_list, count), (shown, shown_list, _) = (
+        parts(tampered(files("free.pt2"), tmp_path / f"{place}.pt2", change)) for place, change in enumerate(sides)
+    )
+    pad = b"\0" * 4096
+    before = pad + hidden
+    whole = before + moved(hidden_list, len(pad))
+    first = len(whole)
+    whole += shown
+    whole += moved(shown_list, first - (len(whole) - len(before)))
+    whole += b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, count, count, len(hidden_list), len(before), 0)
+    path = tmp_path / "two.pt2"
+    path.write_bytes(whole)
+    names = torch._C.PyTorchFileReader(str(path)).get_record("models/model.json")
+    assert b"aten.tanh.default" in names  # what torch would have opened
+    assert "tanh" not in runtimes.open(path).session.code
 
 
 def test_keras_files_with_code_are_refused(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 ``torch.export.load`` unpickles what the archive marks as pickled, evaluates the extents of shapes as Python, resolves
 the target of a node by attribute from ``torch``, and loads compiled code; the module of what it loaded is Python text
 that has the names of weights and arguments in it. So a file is read here first, without any of that, and refused when
-it has more than an exported network needs.
+it has more than an exported network needs. What torch gets is written anew from what was read, as two readers of one
+archive need not see the same in it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ _HARMLESS = re.compile(
 )
 _CONFIG = re.compile(r"data/(weights|constants)/[^/]+_config\.json")
 _TENSORS = re.compile(r"(weight|tensor)_\d+")
-# An operator of a registered library, or arithmetic on extents. No name begins with two underscores.
+# An operator of a library that computes and does nothing else, a region of torch's own, or arithmetic on extents.
 _TARGET = re.compile(
-    r"torch\.ops(\.(?!__)\w+){2,3}|torch\.sym_\w+|math\.(?!_)\w+"
+    r"torch\.ops\.(aten\.(?!__|from_file\b|save\b|warn\b|_print\b)|quantized_decomposed\.(?!_)|torchao\.(?!_))\w+"
+    r"(\.(?!__)\w+)?|torch\.ops\.higher_order\.wrap_with_(autocast|set_grad_enabled)|torch\.sym_\w+|math\.(?!_)\w+"
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|neg|pos|pow|eq|ne|lt|le|gt|ge|getitem|and_|or_|not_)"
 )
 # Of a value, a weight, an argument or a module, as it stands in generated code. Nothing else of a file gets there.
@@ -39,41 +41,53 @@ _FUNCTIONS = re.compile(
     r"|(Floor|Clean|Ceil)Div|(Int|Float)TrueDiv|PythonMod|PowByNatural|ToFloat|(Floor|Ceil|Trunc|Round)ToInt|Identity"
     r"|StrictLessThan|StrictGreaterThan|LessThan|GreaterThan|Equality|Unequality"
 )
+_SYMBOL = re.compile(r"[a-z]+\d+")
 # What has to be imported for the operators of a library to be there.
 _REGISTERS = {"quantized_decomposed": "torchao.quantization.pt2e", "torchao": "torchao.quantization.pt2e"}
-_ARITHMETIC = (
-    ast.Expression, ast.Call, ast.keyword, ast.Constant, ast.Name, ast.Load, ast.BinOp, ast.UnaryOp, ast.operator,
-    ast.unaryop, ast.Tuple,
-)  # fmt: skip
+_ARITHMETIC = (ast.Expression, ast.keyword, ast.Load, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.Tuple)
 
 
 def load(torch: Any, path: Path) -> Any:
     """The ``ExportedProgram`` of a file that has been checked; `Refused` where it does not hold one."""
-    for library in sorted(check(torch, path) & _REGISTERS.keys()):
+    records = _read(path)
+    for library in sorted(check(torch, records) & _REGISTERS.keys()):
         import_optional(_REGISTERS[library], f"a .pt2 file with operators of {library}")
-    return torch.export.load(str(path))
+    checked = io.BytesIO()
+    with zipfile.ZipFile(checked, "w") as archive:
+        for name, content in records.items():
+            archive.writestr(f"archive/{name}", content)
+    checked.seek(0)
+    return torch.export.load(checked)
 
 
-def check(torch: Any, path: Path) -> set[str]:
-    """`Refused` unless the archive holds tensors and graphs of registered operators alone; their libraries by name."""
-    libraries: set[str] = set()
+def _read(path: Path) -> dict[str, bytes]:
+    """What is in an archive, by its names without the folder around them."""
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if not name.endswith("/")]
-        inside = {name.partition("/")[2]: name for name in names}
-        strange = sorted(name for name in inside if not _HARMLESS.fullmatch(name))
-        if strange or len(inside) != len(names):
-            msg = f"it holds {', '.join(strange[:3]) or 'names twice'}, which an exported network has not"
+        records = {name.partition("/")[2]: archive.read(name) for name in names}
+    if len(records) != len(names):
+        msg = "it holds names twice, which an exported network has not"
+        raise Refused(msg)
+    return records
+
+
+def check(torch: Any, records: Mapping[str, bytes]) -> set[str]:
+    """`Refused` unless an archive holds tensors and graphs of known operators alone; their libraries by name."""
+    libraries: set[str] = set()
+    strange = sorted(name for name in records if not _HARMLESS.fullmatch(name))
+    if strange:
+        msg = f"it holds {', '.join(strange[:3])}, which an exported network has not"
+        raise Refused(msg)
+    for name, content in records.items():
+        if _CONFIG.fullmatch(name):
+            _check_tensors(name, json.loads(content))
+        elif name.startswith("data/sample_inputs/"):
+            _check_samples(torch, name, content)
+        elif name.startswith("models/"):
+            libraries |= _check_graph(json.loads(content))
+        elif name.startswith("data/") and not _TENSORS.fullmatch(name.rpartition("/")[2]):
+            msg = f"{name} is pickled; save it again with this version of torch"
             raise Refused(msg)
-        for short, name in inside.items():
-            if _CONFIG.fullmatch(short):
-                _check_tensors(short, json.loads(archive.read(name)))
-            elif short.startswith("data/sample_inputs/"):
-                _check_samples(torch, short, archive.read(name))
-            elif short.startswith("models/"):
-                libraries |= _check_graph(json.loads(archive.read(name)))
-            elif short.startswith("data/") and not _TENSORS.fullmatch(short.rpartition("/")[2]):
-                msg = f"{short} is pickled; save it again with this version of torch"
-                raise Refused(msg)
     return libraries
 
 
@@ -97,9 +111,9 @@ def _check_samples(torch: Any, name: str, content: bytes) -> None:
 def _check_graph(document: Any) -> set[str]:
     libraries = set()
     for key, value in _entries(document):
-        if key == "target":
+        if key in ("target", "as_operator"):
             if not _TARGET.fullmatch(value):
-                msg = f"its graph calls {value!r}, which is no operator of torch"
+                msg = f"its graph calls {value!r}, which is no operator that computes"
                 raise Refused(msg)
             if value.startswith("torch.ops."):
                 libraries.add(value.split(".")[2])
@@ -161,14 +175,19 @@ def _is_arithmetic(text: str) -> bool:
         nodes = list(ast.walk(ast.parse(text, mode="eval")))
     except SyntaxError:
         return False
-    called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
-    return all(
-        isinstance(node, _ARITHMETIC)
-        and (not isinstance(node, ast.Name) or _is_known(node.id, id(node) in called))
-        and (not isinstance(node, ast.Call) or isinstance(node.func, ast.Name))
-        for node in nodes
-    )
+    calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    called = {id(call.func) for call in calls}
+    # Any other text would be read as an expression once more, with all that Python has.
+    symbols = {id(call.args[0]) for call in calls if ast.unparse(call.func) == "Symbol" and len(call.args) == 1}
 
+    def harmless(node: ast.AST) -> bool:
+        if isinstance(node, ast.Name):
+            return bool((_FUNCTIONS if id(node) in called else _SYMBOL).fullmatch(node.id))
+        if isinstance(node, ast.Call):
+            return isinstance(node.func, ast.Name)
+        if isinstance(node, ast.Constant):
+            text = id(node) in symbols and isinstance(node.value, str) and _SYMBOL.fullmatch(node.value)
+            return isinstance(node.value, (bool, int, float)) or bool(text)
+        return isinstance(node, _ARITHMETIC)
 
-def _is_known(name: str, called: bool) -> bool:
-    return bool((_FUNCTIONS if called else re.compile(r"[a-z]+\d+")).fullmatch(name))
+    return all(map(harmless, nodes))
