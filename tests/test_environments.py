@@ -596,6 +596,36 @@ def test_conversions_are_made_once_and_again_when_something_changed(model, tmp_p
     assert record["model.pt2"]["version"] == torch.__version__
 
 
+class Constants(nn.Module):
+    """Tensors that are no part of the state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(2.0), persistent=False)
+        self.plain = torch.ones(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale + self.plain
+
+
+def test_tensors_outside_the_state_are_part_of_an_identity(tmp_path):
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Constants()).eval()
+    arguments = {"repeats": 0, "rechecked": 0, "directory": tmp_path / "compared", "progress": False}
+
+    def made() -> bytes:
+        (variant,) = environments.variants(Model(network), ["torch:isa=avx2"], tmp_path, shape=SHAPE)
+        return variant.path.read_bytes()
+
+    before = made()
+    environments.compare([Model(network, name="one"), Model(network, name="two")], IMAGES, **arguments)
+    for name in ("scale", "plain"):
+        setattr(network[3], name, getattr(network[3], name) + 1)
+        assert made() != before
+        before = made()
+        with pytest.raises(ValueError, match="scores of another 'one'"):
+            environments.compare([Model(network, name="one"), Model(network, name="two")], IMAGES, **arguments)
+
+
 @pytest.mark.parametrize("change", ["images", "operation"])
 def test_a_file_of_the_same_weights_is_not_taken_for_another_network(change, tmp_path):
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()

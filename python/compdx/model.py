@@ -576,9 +576,15 @@ def _tensors(module: Any) -> Iterator[Any]:
 
 
 def _weights_sha256(module: Any) -> str | None:
-    """SHA-256 of the names, types, shapes and bytes of all tensors in the module's state."""
+    """That of the module's state, and of the buffers that are no part of it."""
+    state = module.state_dict()
+    return tensors_sha256({**state, **{name: one for name, one in module.named_buffers() if name not in state}})
+
+
+def tensors_sha256(tensors: Mapping[str, Any]) -> str | None:
+    """SHA-256 of the names, types, shapes and bytes of all tensors, None where there is none."""
     digest, none = hashlib.sha256(), True
-    for name, tensor in _leaves("", module.state_dict()):
+    for name, tensor in _leaves("", tensors):
         none = False
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(sys.modules["torch"].uint8).numpy().data)

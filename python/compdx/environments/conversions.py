@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compdx.model import Model, import_optional
+from compdx.model import Model, import_optional, tensors_sha256
 from compdx.runtimes import RUNTIMES, base, tvm
 from compdx.runtimes.openvino import files_of
 
@@ -179,8 +179,10 @@ class Converter:
         if self._identity is None:
             self._identity = str(self._model.describe()["weights_sha256"])
             if self._model.module is not None:
-                code = f"{self._identity} {self._input_shape()} {self._exported_program().graph_module.code}"
-                self._identity = hashlib.sha256(code.encode()).hexdigest()
+                program = self._exported_program()
+                constants = tensors_sha256(program.constants)
+                text = f"{self._identity} {self._input_shape()} {program.graph_module.code} {constants}"
+                self._identity = hashlib.sha256(text.encode()).hexdigest()
         return self._identity
 
     def _input_shape(self) -> tuple[int, int, int, int]:

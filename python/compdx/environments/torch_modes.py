@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from compdx.environments.environment import Environment
-from compdx.model import Model, import_optional
+from compdx.model import Model, import_optional, tensors_sha256
 from compdx.runtimes.torch_export import held_threads
 
 NEEDS = "an environment of torch"
@@ -36,8 +36,15 @@ def twin_in(model: Model, environment: Environment) -> Any:
 
 
 def graph_sha256(module: Any) -> str:
-    """SHA-256 of what a module consists of beside its weights: how it prints, and its code where it was traced."""
-    text = f"{module!r}\n{getattr(module, 'code', '')}"
+    """SHA-256 of a module beside its weights: how it prints, its code where it was traced, tensors it has by itself."""
+    torch = import_optional("torch", NEEDS)
+    tensors = {
+        f"{path}.{name}": value
+        for path, part in module.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, torch.Tensor)
+    }
+    text = f"{module!r}\n{getattr(module, 'code', '')}\n{tensors_sha256(tensors)}"
     return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", text).encode()).hexdigest()
 
 
