@@ -298,6 +298,87 @@ def test_flips_within_one_environment_are_classes_of_their_own():
     assert "moody: 1 of 4 labels change: a batch of one" in str(found)
 
 
+@pytest.mark.parametrize(("count", "batch", "moved"), [(6, 16, 6), (5, 4, 4), (8, 4, 8), (5, 1, None), (1, 4, None)])
+def test_every_image_that_can_be_moved_is_moved(count, batch, moved):
+    """Also in a call that is not full: all labels of a model change that come from the half in which an image is."""
+    half = min(count, batch) / 2
+
+    def halves(x: np.ndarray) -> np.ndarray:
+        return np.stack([np.full(len(x), half - 0.5), np.arange(len(x))], 1).astype(np.float32)
+
+    models = [Model(halves, name="place"), table(np.tile([0, 1], (count, 1)), "b")]
+    found = environments.compare(models, numbered(count), batch=batch, rechecked=count, repeats=0, progress=False)
+    stability = found.environments[0].stability
+    if moved is None:
+        assert "position" not in stability
+    else:
+        assert stability["position"].images == moved
+        assert stability["position"].rows.tolist() == list(range(moved))
+
+
+def test_scores_that_are_finite_one_way_only_are_not_stable():
+    def alone(x: np.ndarray) -> np.ndarray:
+        scores = np.tile(np.float32([0, 1]), (len(x), 1))
+        number = np.rint(x[:, 0, 0, 0] * 255)
+        scores[number == 2] = np.nan
+        return scores * np.float32(np.nan) if len(x) == 1 else scores
+
+    models = [Model(alone, name="alone"), table(np.tile([0, 1], (4, 1)), "b")]
+    found = environments.compare(models, numbered(4), batch=4, rechecked=4, repeats=0, progress=False)
+    stability = found.environments[0].stability
+    assert stability["alone"].rows.tolist() == [0, 1, 3]  # 2 has no label in either way
+    assert not len(stability["batch"].rows)
+    assert found.found
+
+
+def test_why_a_pair_was_not_measured_is_said(tmp_path):
+    models = [table(np.tile([0, 1], (3, 1)), "two"), table(np.tile([0, 1, 2], (3, 1)), "three")]
+    found = environments.compare(models, numbered(3), repeats=0, progress=False)
+    (one,) = found.unmeasured
+    assert one[0] == "two – three"
+    assert "class_offset" in one[1]
+    assert f"two – three: not measured: {one[1]}" in str(found)
+    pytest.importorskip("jinja2")
+    found.save(tmp_path)
+    assert "class_offset" in compdx.report.write(tmp_path).read_text()
+
+
+def test_a_page_of_labels_that_change_within_an_environment(tmp_path):
+    pytest.importorskip("jinja2")
+
+    def alone(x: np.ndarray) -> np.ndarray:
+        return np.tile(np.float32([0, 1] if len(x) > 1 else [1, 0]), (len(x), 1))
+
+    models = [Model(alone, name="alone"), table(np.tile([0, 1], (4, 1)), "b")]
+    found = environments.compare(models, numbered(4), batch=4, rechecked=4, repeats=0, progress=False)
+    found.save(tmp_path)
+    page = compdx.report.write(tmp_path).read_text()
+    assert "Labels change within an environment" in page
+    assert "No label differs" not in page
+
+
+def test_a_model_that_fails_ends_its_own_search_alone():
+    class Tired:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def __call__(self, x: np.ndarray) -> np.ndarray:
+            self.calls += 1
+            if self.calls > 2:
+                msg = "tired"
+                raise RuntimeError(msg)
+            return np.tile(np.float32([0, 1]), (len(x), 1))
+
+    same = table(np.tile([0, 1], (256, 1)), "same")
+    models = [same, Model(Tired(), name="tired"), table(np.tile([0, 1], (256, 1)), "too")]
+    found = environments.compare(models, numbered(5), batch=8, rechecked=0, repeats=0, progress=False)
+    tired, too = environments.search(found, numbered(5), budget=20, progress=False).searches
+    assert tired.reason == "the search ended: tired"
+    assert too.reason is None
+    with pytest.raises(ValueError, match="seed"):
+        environments.search(found, numbered(5), seed=-1, progress=False)
+
+
 def test_an_environment_that_fails_is_not_measured_and_never_equal():
     def broken(x: np.ndarray) -> np.ndarray:
         if np.rint(x[:, 0, 0, 0] * 255).max() > 20:
@@ -534,10 +615,22 @@ def test_the_same_weights_give_the_same_labels(model, files, others):
 def test_sixteen_bits_change_scores(model, files, other):
     made = environments.variants(model, ["torch", other], files, shape=SHAPE)
     pair = environments.compare(made, IMAGES, rechecked=0, repeats=0, progress=False).pairs[0]
-    if other.startswith("openvino") and pair.drift.max_abs < 1e-5:
-        pytest.skip("this CPU has no arithmetic in bfloat16, and OpenVINO says nothing")
+    if other.startswith("openvino") and not pair.measured:
+        assert "on this CPU it would compute in float32 instead of bfloat16" in pair.reason
+        pytest.skip(pair.reason)
     assert 1e-5 < pair.drift.max_abs < 0.2
     assert pair.drift.scores == "logits"
+
+
+@needs("openvino")
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_precision_is_what_was_asked_for_or_not_measured(model, files, precision):
+    made = environments.variants(model, ["torch", f"openvino:{precision}"], files, shape=SHAPE)
+    one = environments.compare(made, IMAGES, rechecked=0, repeats=0, progress=False).environments[1]
+    if one.reason is None:
+        assert one.about["model"]["runtime"]["precision"] == precision
+    else:
+        assert f"instead of {precision}" in one.reason
 
 
 @needs("onnxruntime", "onnxscript", "openvino")
@@ -569,7 +662,7 @@ def test_files_made_elsewhere_are_opened(model, files, tmp_path):
     assert before["file_sha256"] == hashlib.sha256(moved.read_bytes()).hexdigest()
     moved.write_bytes(b"another")
     assert inside.describe() != before
-    with pytest.raises(ValueError, match="files: expected names of runtimes, got 'coreml'"):
+    with pytest.raises(ValueError, match=r"files: expected names of runtimes with a path, .*, got 'coreml': 'x'"):
         environments.variants(model, ["torch"], tmp_path, files={"coreml": "x"})
 
 
@@ -580,6 +673,29 @@ def test_a_compiled_file_made_elsewhere_has_its_own_level(model, tmp_path):
     (given,) = environments.variants(model, ["tvm:3"], tmp_path, files={"tvm": tmp_path / "made.so"})
     with pytest.raises(ValueError, match="the level of a compiled module was fixed"):
         _ = given.model
+
+
+@needs("ai_edge_litert", "onnxruntime", "onnxscript")
+def test_a_file_may_be_fed_otherwise_than_the_model(tmp_path):
+    lite = Path(__file__).parent / "data" / "tiny-float.tflite"
+    file = Model(lite, layout="NHWC")
+    images = some_images(6, (file.runner.input_shape[3], *file.runner.input_shape[1:3]))
+
+    class Same(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(x), file.runner.classes)
+
+    model = Model(Same().eval(), mean=0.5, std=0.25, name="same")
+    (wrong,) = environments.variants(model, ["litert"], tmp_path, files={"litert": lite})
+    with pytest.raises(ValueError, match='looks like a model for layout="NHWC"'):
+        wrong.model(images)
+    fed = {"path": lite, "layout": "NHWC", "mean": 0.0, "std": 1.0}
+    (right,) = environments.variants(model, ["litert:threads=1"], tmp_path, files={"litert": fed})
+    np.testing.assert_allclose(right.model(images), file(images), rtol=1e-5, atol=1e-6)
+    assert right.describe()["model"]["inputs"]["layout"] == "NHWC"
+    for files in ({"litert": {"layout": "NHWC"}}, {"litert": {"path": lite, "size": 3}}, {"coreml": lite}):
+        with pytest.raises(ValueError, match="files: expected names of runtimes with a path"):
+            environments.variants(model, ["litert"], tmp_path, files=files)
 
 
 def test_conversions_are_made_once_and_again_when_something_changed(model, tmp_path):

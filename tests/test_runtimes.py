@@ -22,9 +22,8 @@ import compdx
 import tiny
 from compdx import runtimes
 from compdx.cli import models, options
-from compdx.runtimes.base import Scale
+from compdx.runtimes.base import Scale, external_data
 from compdx.runtimes.batches import Parts
-from compdx.runtimes.onnxruntime import external_data
 
 torch = pytest.importorskip("torch", reason="PyTorch computes what the runtimes are compared with")
 
@@ -596,7 +595,8 @@ def test_a_file_is_a_model_with_its_identity(files: Files, tmp_path: Path) -> No
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_weights_beside_an_onnx_file_belong_to_its_identity(tmp_path: Path) -> None:
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "tvm"])
+def test_weights_beside_an_onnx_file_belong_to_its_identity(runtime: str, tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package, reason="torch.onnx needs it: pip install 'compdx[onnx]'")
     path = tmp_path / "exported.onnx"
@@ -604,12 +604,21 @@ def test_weights_beside_an_onnx_file_belong_to_its_identity(tmp_path: Path) -> N
     free = ({0: torch.export.Dim("n", min=1)},)
     torch.onnx.export(Tiny().eval(), (x,), path, dynamo=True, dynamic_shapes=free, verbose=False)
     assert external_data(path) == [tmp_path / "exported.onnx.data"]
-    runner = opened(path)
+    runner = opened(path, runtime=runtime)
     assert np.abs(runner(tiny.inputs(7)) - eager(tiny.inputs(7))).max() < TOLERANCE
     before = runner.fingerprint()
     data = tmp_path / "exported.onnx.data"
     data.write_bytes(data.read_bytes()[:-1] + b"\x01")
     assert runner.fingerprint() != before
+
+
+@pytest.mark.parametrize("length", [5, 127, 128, 200])
+def test_names_of_files_beside_an_onnx_file(length: int, tmp_path: Path) -> None:
+    name = "w" * length
+    (tmp_path / name).touch()
+    size = bytes([length]) if length < 128 else bytes([length & 127 | 128, length >> 7])
+    (tmp_path / "net.onnx").write_bytes(b"before\n\x08location\x12" + size + name.encode() + b"behind")
+    assert external_data(tmp_path / "net.onnx") == [tmp_path / name]
 
 
 def test_exports_in_training_mode_are_refused(tmp_path: Path) -> None:

@@ -44,6 +44,14 @@ def command(
         list[str] | None,
         typer.Option("--file", metavar="RUNTIME=PATH", help="A file of the model made elsewhere: litert=a.tflite."),
     ] = None,
+    file_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--file-option",
+            metavar="RUNTIME:KEY=VALUE",
+            help="Where a --file is fed or read otherwise than the model: litert:layout=NHWC.",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use the first N images only.")] = None,
     labels: Annotated[
         bool, typer.Option("--labels/--no-labels", help="Tell right from wrong where the images have labels.")
@@ -85,7 +93,7 @@ def command(
         ExitStack() as stack,
     ):
         wanted = [environments.Environment.parse(text) for text in env]
-        given = _files(file or [])
+        given = _files(file or [], file_option or [])
         preprocessing = opt.preprocessing(mean, std, bounds, layout, outputs, class_offset)
         chosen = models.seeds(images, limit)
         subject = models.model("MODEL", model, preprocessing, None)
@@ -125,24 +133,30 @@ def command(
         )
 
 
-def _files(assignments: list[str]) -> dict[str, str]:
-    """What ``RUNTIME=PATH`` texts say."""
-    found = {}
+def _files(assignments: list[str], options: list[str]) -> dict[str, dict[str, Any]]:
+    """What ``RUNTIME=PATH`` and ``RUNTIME:KEY=VALUE`` texts say."""
+    found: dict[str, dict[str, Any]] = {}
     for text in assignments:
         runtime, equals, path = text.partition("=")
         if not equals:
             msg = f"--file must be RUNTIME=PATH, got {text!r}"
             raise ValueError(msg)
-        found[runtime] = path
+        found[runtime] = {"path": path}
+    for text in options:
+        runtime, colon, assignment = text.partition(":")
+        if not colon or runtime not in found:
+            msg = f"--file-option must be RUNTIME:KEY=VALUE for a runtime with a --file, got {text!r}"
+            raise ValueError(msg)
+        found[runtime] |= opt.own_settings("--file-option", [assignment])
     return found
 
 
 def _told(found: Comparison, out: Path | None) -> list[Any]:
     """The answer for people."""
     parts: list[Any] = [_verdict(found), _matrix(found), _environments(found)]
+    for name, reason in found.unmeasured:
+        parts.append(f"{escape(name)}: [bold]not measured[/]: {escape(reason)}")
     for one in found.environments:
-        if one.reason is not None:
-            parts.append(f"{escape(one.name)}: [bold]not measured[/]: {escape(one.reason)}")
         if one.non_finite:
             parts.append(f"{escape(one.name)}: {one.non_finite:,} of {found.images:,} images left out: {NON_FINITE}")
         for way, stability in one.stability.items():

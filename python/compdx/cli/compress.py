@@ -185,7 +185,7 @@ def _pruned(
     """Pruned by magnitude, or by what matters to the target classes, and compensated where that is wanted."""
     if target is None and not compensate:
         return ways.prune(original.network, amount, **options)
-    train = _needed(parts, "prune with --for-classes or --compensate")[0].select(slice(images))
+    train = models.spread(_needed(parts, "prune with --for-classes or --compensate")[0], images)
     means = slicing.profile(original.model(), train)
     scores = None
     if target is not None:

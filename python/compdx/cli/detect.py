@@ -73,7 +73,7 @@ def command(
         )
         models.set_threads(threads)
         train, test = (
-            part.select(slice(count)) for part, count in zip(zoo.read_data(data), (images, clean), strict=True)
+            models.spread(part, count) for part, count in zip(zoo.read_data(data), (images, clean), strict=True)
         )
         asked = models.seeds(seeds, limit)
         options: dict[str, Any] = {"layer": layer, "features": features, "classifier": classifier, "seed": seed}

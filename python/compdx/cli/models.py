@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from compdx import runtimes, zoo
 from compdx.cli.options import given
 from compdx.model import Model, Pair
@@ -73,6 +75,11 @@ def seeds(path: Path, limit: int | None) -> Seeds:
     """The seeds at a path, or the held-out digits."""
     found = digits.load()[1] if str(path) == DIGITS and not path.exists() else load_seeds(path)
     return found if limit is None else found.select(slice(limit))
+
+
+def spread(found: Seeds, count: int) -> Seeds:
+    """So many of the seeds, evenly spread over them: the first ones of a folder may be all of one class."""
+    return found.select(np.linspace(0, len(found) - 1, min(count, len(found))).astype(np.int64))
 
 
 def _stored(target: str, device: str | None) -> Model | None:

@@ -51,7 +51,7 @@ def command(
     """Hide the weights that matter most to some classes: a network to publish, and what it lacks in another file.
 
     slicing.Hidden.load puts both together again. With --attack it is told what someone gets back who has the public
-    network, the last N training images and the whole network's labels of them.
+    network, N training images and the whole network's labels of them.
     """
     with Answer("protect", as_json=as_json, debug=debug) as answer:
         classes = opt.classes("--for-classes", for_classes)
@@ -60,7 +60,7 @@ def command(
         models.set_threads(threads)
         original = models.network("NETWORK", network)
         train, test = zoo.read_data(data, size=size)
-        seen = train.select(slice(images))
+        seen = models.spread(train, images)
         means = slicing.profile(original.model(), seen)
         found = slicing.class_scores(original.model(), means, seen, classes=classes)
         public, hidden = slicing.protect(original.network, found.of(classes), share)
@@ -76,7 +76,7 @@ def command(
             recipe = opt.recipe_of(protection.RECIPE, epochs=epochs)
             with Epochs(recipe.epochs, quiet=quiet) as screen:
                 reached = slicing.recover(
-                    *(public, original.network, train.select(slice(-attack, None))),
+                    *(public, original.network, models.spread(train, attack)),
                     test=test,
                     inputs=original.inputs,
                     recipe=recipe,

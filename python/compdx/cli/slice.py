@@ -69,7 +69,7 @@ def command(
             pair,
             findings,
             seeds=None if seeds is None else models.seeds(seeds, None),
-            data=train.images[:images],
+            data=models.spread(train, images).images,
             theta=slicing.Theta() if theta else None,
             top=top,
         )

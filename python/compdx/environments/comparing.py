@@ -247,7 +247,8 @@ class _Work:
     def _stability(self, recording: Recording, one: _Pass) -> Stability:
         again = np.asarray(recording.scores(f"{self.slug}.{one.way}"))
         before = np.asarray(self.scores(recording)[one.order])
-        flipped = one.order[before.argmax(1) != again.argmax(1)]
+        finite, still = np.isfinite(before).all(1), np.isfinite(again).all(1)
+        flipped = one.order[(finite != still) | (finite & still & (before.argmax(1) != again.argmax(1)))]
         with np.errstate(invalid="ignore"):  # infinity less infinity
             change = np.abs(before - again)
         changes = change[np.isfinite(change)]
@@ -261,7 +262,7 @@ class _Work:
 
 
 class _Failing:
-    """A context in which an error ends the measuring of one environment, and of no other."""
+    """A context in which an error ends the measuring of one environment, and of no other; see `reason_of`."""
 
     def __init__(self, work: _Work, where: str) -> None:
         self._work, self._where = work, where
@@ -270,13 +271,20 @@ class _Failing:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not isinstance(error, Exception) or full:  # a full disk is not the environment's doing
-            return False
-        text = " ".join(str(error).split()) or "no message"
-        told = isinstance(error, (ValueError, ModuleNotFoundError, RuntimeError))
-        self._work.reason = self._where + (text if told else f"{type(error).__name__}: {text}")
-        return True
+        reason = None if error is None else reason_of(error)
+        if reason is not None:
+            self._work.reason = self._where + reason
+        return reason is not None
+
+
+def reason_of(error: BaseException) -> str | None:
+    """Why something was not measured; None for an error that is not the environment's doing, such as a full disk."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if not isinstance(error, Exception) or full:
+        return None
+    text = " ".join(str(error).split()) or "no message"
+    told = isinstance(error, (ValueError, ModuleNotFoundError, RuntimeError))
+    return text if told else f"{type(error).__name__}: {text}"
 
 
 def _passes(images: int, batch: int, rechecked: int) -> Iterator[_Pass]:
@@ -286,10 +294,12 @@ def _passes(images: int, batch: int, rechecked: int) -> Iterator[_Pass]:
     if not some:
         return
     order = np.arange(some)
-    # Half a batch further on, among the same neighbours.
-    turned = np.concatenate([np.roll(order[k : k + batch], batch // 2) for k in range(0, some, batch)])
     yield _Pass(way="again", order=order, batch=batch)
-    yield _Pass(way="position", order=turned, batch=batch)
+    # Each half a batch further on, among the same neighbours. One by itself fills its batch and has no other place.
+    calls = [order[k : k + batch] for k in range(0, some, batch)]
+    turned = [np.roll(call, len(call) // 2) for call in calls if len(call) > 1]
+    if turned:
+        yield _Pass(way="position", order=np.concatenate(turned), batch=batch)
     yield _Pass(way="batch", order=order, batch=batch // 2 if batch > 3 else 8)
     yield _Pass(way="alone", order=order, batch=1)
 

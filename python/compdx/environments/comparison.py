@@ -38,7 +38,7 @@ class Stability:
     Attributes:
         way: One of `STABILITY`.
         images: How many.
-        rows: int64, those whose label changed.
+        rows: int64, those whose label changed, or whose scores are finite in one way only.
         max_abs: The largest change of a score.
         batch: Images a call the second time.
     """
@@ -179,6 +179,13 @@ class Comparison:
         reasons += [pair.reason for pair in self.pairs] + [search.reason for search in self.searches]
         return all(reason is None for reason in reasons) and not any(one.non_finite for one in self.environments)
 
+    @property
+    def unmeasured(self) -> list[tuple[str, str]]:
+        """What was not measured and why: environments, and pairs of two that were."""
+        alone = {one.name: one.reason for one in self.environments if one.reason is not None}
+        pairs = [one for one in self.pairs if one.reason is not None and not {one.a, one.b} & alone.keys()]
+        return [*alone.items(), *((f"{one.a} – {one.b}", str(one.reason)) for one in pairs)]
+
     def difference(self, a: str, b: str) -> Difference:
         """The pair of two environments, by name; ``a`` is the one that was given earlier.
 
@@ -200,12 +207,15 @@ class Comparison:
             KeyError: No variant of this process has the name.
             NotMeasured: One of them cannot be had.
         """
-        for name in (a, b):
-            if name not in self.variants:
-                known = ", ".join(self.variants) or "none, as this comparison was loaded"
-                msg = f"no variant {name!r}; there are: {known}"
-                raise KeyError(msg)
-        return self.variants[a].pair(self.variants[b])
+        return self.variant(a).pair(self.variant(b))
+
+    def variant(self, name: str) -> Variant:
+        """An environment's variant; ``KeyError`` where this process has none of that name."""
+        if name not in self.variants:
+            known = ", ".join(self.variants) or "none, as this comparison was loaded"
+            msg = f"no variant {name!r}; there are: {known}"
+            raise KeyError(msg)
+        return self.variants[name]
 
     def matrix(self, what: str = "differing") -> npt.NDArray[np.float64]:
         """A figure of every pair, float64 ``[E, E]``: symmetric, 0 on the diagonal, NaN for what was not measured.
@@ -316,10 +326,8 @@ class Comparison:
         return lines
 
     def _remarks(self) -> list[str]:
-        lines = []
+        lines = [f"{name}: not measured: {reason}" for name, reason in self.unmeasured]
         for one in self.environments:
-            if one.reason is not None:
-                lines.append(f"{one.name}: not measured: {one.reason}")
             if one.non_finite:
                 lines.append(f"{one.name}: {one.non_finite:,} of {self.images:,} images left out: {NON_FINITE}")
             for way, found in one.stability.items():

@@ -15,7 +15,6 @@ from typing import Any
 
 from compdx.model import Model, import_optional, tensors_sha256
 from compdx.runtimes import RUNTIMES, base, tvm
-from compdx.runtimes.openvino import files_of
 
 RECORD = "conversions.json"
 
@@ -238,7 +237,7 @@ class Converter:
 
 def sha256(path: Path) -> str:
     """SHA-256 of the bytes of all files of a converted model, in hex."""
-    return base.sha256(files_of(path))
+    return base.sha256(base.files_of(path))
 
 
 @contextmanager

@@ -48,8 +48,9 @@ class Environment:
             autocast. The file holds the same float32 weights.
         threads: CPU threads of the runtime, 1..4096. ``None``: its own choice.
         batch: Images in a call, 1..4096. ``None``: what `compare` is told.
-        isa: The largest instruction set that kernels may use, of `ISAS`; for ``"torch"`` and ``"openvino"`` on the
-            CPU. ``None``: what the machine has. It is read once a process, so the model runs in a process of its own.
+        isa: The largest instruction set that ATen's and oneDNN's kernels may use, of `ISAS`, not MKL's; for ``"torch"``
+            and ``"openvino"`` on the CPU. ``None``: what the machine has. It is read once a process, so the model runs
+            in a process of its own.
 
     Raises:
         TypeError, ValueError: A setting is of the wrong kind or out of range, or the runtime does not know it.

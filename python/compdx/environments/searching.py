@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from compdx import api, methods
-from compdx.environments.child import ChildError
+from compdx.environments.comparing import reason_of
 from compdx.environments.comparison import Comparison, Search
 from compdx.environments.recording import slug
 from compdx.environments.torch_modes import same_twin
 from compdx.methods.base import Method
 from compdx.model import Pair
-from compdx.ops.checks import within
-from compdx.runtimes.base import RuntimeFailure
+from compdx.ops.checks import check_seed, within
 from compdx.seeds import Seeds
+from compdx.store import StoreError
 
 
 def search(
@@ -48,16 +48,16 @@ def search(
         progress: Whether to show the progress on stderr.
 
     Returns:
-        The comparison with its ``searches``. A pair that cannot be searched has a ``reason``, and so has one whose
-        runtime failed or whose process died meanwhile; what was found before is in its run, if there is a
-        ``directory``.
+        The comparison with its ``searches``. A pair that cannot be searched has a ``reason``, and so has one of which
+        a model failed or a process died meanwhile; what was found before is in its run, if there is a ``directory``.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind or out of range.
         KeyError: The comparison was loaded, so there is nothing to ask.
-        FileExistsError: ``directory`` holds runs and ``resume`` is false.
+        FileExistsError, StoreError: ``directory`` holds runs and ``resume`` is false, or cannot be written.
     """
     seeds = Seeds.of(images)
+    check_seed(seed)
     within("limit", limit, 1, 1 << 40)
     settings = methods.resolve(method, budget)
     names = comparison.names
@@ -68,8 +68,14 @@ def search(
         if difference.reason is not None:
             found.append(Search(**about, reason=f"not measured: {difference.reason}"))
             continue
-        pair = comparison.pair(names[0], name)
-        reason = _refusal(pair, settings)
+        a, b = comparison.variant(names[0]), comparison.variant(name)
+        try:
+            pair = a.pair(b)
+            reason = _refusal(pair, settings)
+        except Exception as error:
+            reason = reason_of(error)
+            if reason is None:
+                raise
         if reason is not None:
             found.append(Search(**about, reason=f"not measured: {reason}"))
             continue
@@ -88,8 +94,13 @@ def search(
                 resume=resume and run is not None,
                 progress=progress,
             )
-        except (ChildError, RuntimeFailure) as error:  # of one environment; the others are searched
-            found.append(Search(**about, reason=f"the search ended: {error}", run=None if run is None else str(run)))
+        except (FileExistsError, StoreError):
+            raise
+        except Exception as error:  # of one of the two; the others are searched
+            reason = reason_of(error)
+            if reason is None:
+                raise
+            found.append(Search(**about, reason=f"the search ended: {reason}", run=None if run is None else str(run)))
             continue
         found.append(
             Search(

@@ -19,6 +19,9 @@ from compdx.environments.environment import THREADS_BY_PROCESS, Environment
 from compdx.model import Model, Pair
 from compdx.ops.checks import check_shape
 
+FED = ("mean", "std", "bounds", "layout", "outputs", "class_offset")
+"""How a file is fed and read, where it is not as the model that it was made of."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Variant:
@@ -95,7 +98,7 @@ def variants(
     directory: str | PathLike[str],
     *,
     shape: tuple[int, int, int] | None = None,
-    files: Mapping[str, str | PathLike[str]] | None = None,
+    files: Mapping[str, str | PathLike[str] | Mapping[str, Any]] | None = None,
 ) -> list[Variant]:
     """One model in every environment, with the same weights.
 
@@ -111,7 +114,9 @@ def variants(
         directory: Where the files go. Files of an earlier call are taken when model, tool, version and options are
             the same.
         shape: ``(C, H, W)`` of the images; needed to export a torch module.
-        files: Deployed files of the same model that were made elsewhere, by runtime: ``{"litert": "model.tflite"}``.
+        files: Deployed files of the same model that were made elsewhere, by runtime: ``{"litert": "model.tflite"}``, or
+            ``{"litert": {"path": "model.tflite", "layout": "NHWC"}}`` where the file wants something else than the
+            model: any of `FED`, as for `Model`. Such a file has no twin.
 
     Returns:
         A `Variant` for each environment, in order. Variants of a torch module have it as twin, so that a gradient
@@ -125,23 +130,35 @@ def variants(
     wanted = [Environment.of(environment) for environment in environments]
     if shape is not None:
         check_shape(shape)
-    given = {runtime: Path(path) for runtime, path in (files or {}).items()}
-    unknown = sorted(given.keys() - runtimes.RUNTIMES.keys())
-    if unknown:
-        msg = f"files: expected names of runtimes, got {', '.join(map(repr, unknown))}"
-        raise ValueError(msg)
+    given = {runtime: _given(runtime, file) for runtime, file in (files or {}).items()}
     converter = Converter(model, Path(directory), shape)
     return [_variant(model, environment, converter, given) for environment in wanted]
 
 
-def _variant(model: Model, environment: Environment, converter: Converter, files: Mapping[str, Path]) -> Variant:
+def _given(runtime: str, file: str | PathLike[str] | Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The path of a file that was made elsewhere, and how it is fed."""
+    fed = {key: value for key, value in file.items() if key != "path"} if isinstance(file, Mapping) else {}
+    unknown = sorted(fed.keys() - set(FED))
+    if runtime not in runtimes.RUNTIMES or unknown or (isinstance(file, Mapping) and "path" not in file):
+        kinds = f"names of runtimes with a path, or with 'path' and any of {', '.join(map(repr, FED))}"
+        msg = f"files: expected {kinds}, got {runtime!r}: {file!r}"
+        raise ValueError(msg)
+    return Path(file["path"] if isinstance(file, Mapping) else file), fed
+
+
+def _variant(
+    model: Model,
+    environment: Environment,
+    converter: Converter,
+    files: Mapping[str, tuple[Path, dict[str, Any]]],
+) -> Variant:
     about: dict[str, Any] = {"name": str(environment), "environment": environment}
     inside = environment.runtime == "torch" and model.module is not None and "torch" not in files
     if inside and not environment.variables:
         return Variant(**about, make=partial(_module, model, environment))
     if environment.runtime in files:
-        path = files[environment.runtime]
-        return Variant(**about, path=path, make=partial(_file, model, environment, path, environment.level))
+        path, fed = files[environment.runtime]
+        return Variant(**about, path=path, make=partial(_file, model, environment, path, environment.level, fed))
     try:
         path, chain = converter.file(environment.runtime, environment.level)
     except (NotMeasured, ModuleNotFoundError) as error:
@@ -160,17 +177,21 @@ def _module(model: Model, environment: Environment) -> Model:
     return model.replace(module, **changes, twin=torch_modes.twin_in(model, environment))
 
 
-def _file(model: Model, environment: Environment, path: Path, level: str | None) -> Model:
-    """A file of the model as it runs in an environment."""
+def _file(
+    model: Model, environment: Environment, path: Path, level: str | None, fed: Mapping[str, Any] | None = None
+) -> Model:
+    """A file of the model as it runs in an environment, fed as the model where ``fed`` says nothing else."""
     settings: dict[str, Any] = {
         **dataclasses.asdict(model.inputs),
         "layout": "NCHW" if model.memory_format == "channels_last" else model.inputs.layout,
         "outputs": model.outputs,
         "class_offset": model.class_offset,
         "name": str(environment),
+        **(fed or {}),
     }
-    with suppress(TypeError):  # a file without a twin has no gradients
-        settings["twin"] = torch_modes.twin_in(model, environment)
+    if not fed:
+        with suppress(TypeError):  # a file without a twin has no gradients
+            settings["twin"] = torch_modes.twin_in(model, environment)
     how: dict[str, Any] = {
         "runtime": environment.runtime,
         "level": level,

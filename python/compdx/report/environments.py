@@ -39,7 +39,7 @@ def content(directory: Path) -> dict[str, Any]:
         "figure": differences(found),
         "environments": [_environment(one) for one in found.environments],
         "pairs": [_pair(pair) for pair in measured],
-        "unmeasured": [(one.name, one.reason) for one in found.environments if one.reason is not None],
+        "unmeasured": found.unmeasured,
         "ways": list(STABILITY.items()),
         "top": min((pair.overlap.k for pair in measured if pair.overlap is not None), default=0),
         "settings": [
@@ -63,6 +63,8 @@ def sentence(found: Comparison) -> tuple[str, str]:
     if searched:
         seeds = plural(sum(one.found for one in searched), "image")
         return "No label differs", f"{where}; searches found {seeds} on which they do."
+    if found.found:
+        return "Labels change within an environment", f"that is asked in another way; none differs {where}."
     return "No label differs", f"{where}."
 
 

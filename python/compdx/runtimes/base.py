@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -144,8 +145,7 @@ class Runner(ABC):
 
         Raises:
             TypeError: ``x`` is no float32 array.
-            ValueError: ``x`` has not the shape that the file declares.
-            RuntimeFailure: A ``ValueError`` too: the runtime fails.
+            ValueError: ``x`` has not the shape that the file declares, or the runtime fails.
         """
         self._check_input(x)
         fed = self._encode(x)
@@ -170,7 +170,7 @@ class Runner(ABC):
 
     @contextmanager
     def failing(self, operation: str) -> Iterator[None]:
-        """Whatever a runtime raises becomes a `RuntimeFailure`."""
+        """Whatever a runtime raises becomes a ``ValueError`` that names the file and what was tried."""
         try:
             yield
         except (ModuleNotFoundError, MemoryError):
@@ -179,7 +179,7 @@ class Runner(ABC):
             known = isinstance(error, Refused)
             what = str(error).strip() if known else f"{type(error).__name__}: {str(error).strip()}"
             msg = f"{self.runtime} cannot {operation} {self.path}: {what}"
-            raise RuntimeFailure(msg) from (None if known else error)
+            raise ValueError(msg) from (None if known else error)
 
     def _probe(self, batch: int) -> Array:
         """Inputs in the file's own dtype to try it with, in 0..1 or all over an integer; the same at every call."""
@@ -222,10 +222,6 @@ class Runner(ABC):
         return x.astype(dtype)
 
 
-class RuntimeFailure(ValueError):
-    """A runtime cannot open a file or run it; the message names the file and what the runtime said."""
-
-
 class Refused(Exception):
     """A file that cannot be used, for a reason that needs no more than its message."""
 
@@ -254,6 +250,31 @@ class Scale:
         """The real numbers."""
         decoded: Scores = (out.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
         return decoded
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The files that a model file consists of: the weights of ``.xml`` and large ones of ``.onnx`` lie beside it."""
+    if path.suffix == ".onnx":
+        return path, *external_data(path)
+    beside = path.with_suffix(".bin")
+    return (path, beside) if path.suffix == ".xml" and beside.is_file() else (path,)
+
+
+def external_data(path: Path) -> list[Path]:
+    """The files beside an ONNX file that hold its large tensors.
+
+    Read from the bytes themselves, so that it needs no package: a location is the protocol buffer entry
+    ``{key: "location", value: name}``, with the length of the name before it, seven bits a byte.
+    """
+    names = set()
+    blob = path.read_bytes()
+    for match in re.finditer(rb"\n\x08location\x12([\x80-\xff]?[\x00-\x7f])", blob):
+        length = sum((byte & 127) << 7 * place for place, byte in enumerate(match[1]))
+        name = blob[match.end() : match.end() + length]
+        file = path.parent / name.decode("utf-8", "replace")
+        if b"\0" not in name and file.is_file():
+            names.add(file)
+    return sorted(names)
 
 
 def sha256(files: Iterable[Path]) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
-from compdx.runtimes.base import Array, Refused, Runner, Runtime, Wanted, only_input, output_place
+from compdx.runtimes.base import Array, Refused, Runner, Runtime, Wanted, files_of, only_input, output_place
 from compdx.runtimes.batches import Call, Parts, usable_cpus
 
 LEVELS = {
@@ -68,7 +66,7 @@ class OnnxRuntime(Runner):
         if batch is not None:
             parts = Parts([self._call] * workers, batch)
             self._call, self.settings["batch"] = parts, parts.description
-        self.files = (self.path, *external_data(self.path))
+        self.files = files_of(self.path)
         used = session.get_providers()
         self.settings |= {"version": package.__version__, "level": level, "providers": used, "output": score.name}
         if config:
@@ -91,22 +89,6 @@ def dtype_of(text: str) -> str:
     """``tensor(float)`` as NumPy calls it."""
     inner = text.removeprefix("tensor(").removesuffix(")")
     return DTYPES.get(inner, inner)
-
-
-def external_data(path: Path) -> list[Path]:
-    """The files beside an ONNX file that hold its large tensors.
-
-    Read from the bytes themselves, so that it needs no package: a location is the protocol buffer entry
-    ``{key: "location", value: name}``, with the length of the name before it.
-    """
-    names = set()
-    blob = path.read_bytes()
-    for match in re.finditer(rb"\n\x08location\x12(.)", blob, re.DOTALL):
-        name = blob[match.end() : match.end() + match[1][0]]
-        file = path.parent / name.decode("utf-8", "replace")
-        if b"\0" not in name and file.is_file():
-            names.add(file)
-    return sorted(names)
 
 
 ONNX_RUNTIME = Runtime(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from compdx.runtimes.base import Array, Runner, Runtime, Wanted, only_input, output_place
+from compdx.runtimes.base import Array, Refused, Runner, Runtime, Wanted, files_of, only_input, output_place
 from compdx.runtimes.batches import Parts, agree
 
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -52,11 +51,15 @@ class OpenVino(Runner):
                 self.settings["batch"] = parts.description
         self._call = self._ask(self.session) if self.settings["batch"].startswith("free") else parts
         self.files = files_of(self.path)
+        actual = dtype_of(self.session.get_property("INFERENCE_PRECISION_HINT"))
+        if wanted.precision not in (None, actual):
+            msg = f"on this CPU it would compute in {actual} instead of {wanted.precision}"
+            raise Refused(msg)
         used = {key: self.session.get_property(key) for key in ("INFERENCE_NUM_THREADS", "NUM_STREAMS")}
         self.settings |= {
             "version": package.__version__,
             "level": str(self.session.get_property("PERFORMANCE_HINT")).lower(),
-            "precision": dtype_of(self.session.get_property("INFERENCE_PRECISION_HINT")),
+            "precision": actual,
             "threads": int(used["INFERENCE_NUM_THREADS"]),
             "streams": int(used["NUM_STREAMS"]),
             "output": names[self._place],
@@ -88,12 +91,6 @@ class OpenVino(Runner):
         except RuntimeError:
             return False
         return agree(together, Parts([self._ask(fixed)], batch)(x))
-
-
-def files_of(path: Path) -> tuple[Path, ...]:
-    """The files that a model file consists of: an ``.xml`` has its weights beside it."""
-    beside = path.with_suffix(".bin")
-    return (path, beside) if path.suffix == ".xml" and beside.is_file() else (path,)
 
 
 def extents(shape: Any) -> tuple[int | None, ...]:

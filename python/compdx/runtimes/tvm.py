@@ -8,7 +8,7 @@ from typing import Any
 
 from compdx.optional import import_optional
 from compdx.runtimes import torch_archive
-from compdx.runtimes.base import Array, Refused, Runner, Runtime, Wanted, output_place
+from compdx.runtimes.base import Array, Refused, Runner, Runtime, Wanted, files_of, output_place
 from compdx.runtimes.batches import Parts
 
 COMPILED = (".so", ".tar")
@@ -37,6 +37,7 @@ class Tvm(Runner):
             raise Refused(msg)
         module = package.runtime.load_module(str(self.path)) if ready else self._compiled(package, wanted)
         self.session = relax.VirtualMachine(module, package.cpu())
+        self.files = files_of(self.path)
         self._main, self._tensor = self.session["main"], package.runtime.tensor
         about = str((module if ready else module.mod)["stats"]())
         self.input_shape, self.input_dtype = signature(about)
