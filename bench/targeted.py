@@ -184,7 +184,12 @@ def variants(
 def scores_of(case: Case, options: argparse.Namespace, means: slicing.Profile) -> slicing.ClassScores:
     """The scores of the paper, read from ``--scores`` if they are there, and else written there."""
     if options.scores is not None and options.scores.exists():
-        return slicing.ClassScores.load(options.scores)
+        kept = slicing.ClassScores.load(options.scores)
+        wanted = {"weights": means.weights, "per_class": options.per_class, "profiled": means.images}
+        if wanted.items() - kept.settings.items():
+            msg = f"{options.scores} holds scores of {kept.settings}, but {wanted} was asked for"
+            raise ValueError(msg)
+        return kept
     found = slicing.class_scores(case.model, means, case.train, per_class=options.per_class)
     if options.scores is not None:
         found.save(options.scores)

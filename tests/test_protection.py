@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,15 @@ def test_an_attack_without_learning_leaves_the_public_network(network: Any, data
         assert found.best(classes) == pytest.approx(accuracy(public, own, INPUTS))
 
 
+def test_the_average_of_an_attack_is_measured_too(network: Any, data: tuple[Seeds, Seeds]) -> None:
+    train, test = data
+    public, _ = slicing.protect(network, compress.rank(network, "weight"))
+    recipe = Recipe(**{**FAST.settings(), "epochs": 2, "average": 2})
+    found = slicing.recover(public, network, train.select(slice(128)), test=test, inputs=INPUTS, recipe=recipe)
+    assert found.right.shape == (4, 10)
+    assert found.accuracies()[-1] == accuracy(found.network, test, INPUTS)
+
+
 def test_the_attacker_learns_what_the_victim_says(network: Any, data: tuple[Seeds, Seeds]) -> None:
     """Hidden weights are trained from zero, on the victim's labels and no others."""
     train, test = data
@@ -149,8 +159,13 @@ def test_arguments_are_checked(network: Any, data: tuple[Seeds, Seeds]) -> None:
     with pytest.raises(ValueError, match="layers must name modules of the model, got '9'"):
         hidden.restore(nn.Sequential(nn.Linear(2, 2)).eval())
     other = nn.Sequential(*(nn.Identity() for _ in range(9)), nn.Linear(2, 2)).eval()
-    with pytest.raises(ValueError, match="network must be the public one, but its layer '9' has only 4 weights"):
+    with pytest.raises(ValueError, match=r"network must be the public one, but its layer '9' has weights \[2, 2\]"):
         hidden.restore(other)
+    large = nn.Sequential(*(nn.Identity() for _ in range(9)), nn.Linear(99, 99)).eval()
+    with pytest.raises(ValueError, match="network must be the public one"):
+        hidden.restore(large)
+    with pytest.raises(ValueError, match="layer '9' must have float32 weights to be hidden"):
+        slicing.protect(copy.deepcopy(network).bfloat16(), ranks)
     for changes, message in (
         ({"test": Seeds(test.images)}, "test must be compdx.Seeds with a label for every image, got"),
         ({"test": Seeds(test.images, test.labels + 5)}, "test must have labels of the 10 classes of public, got 14"),

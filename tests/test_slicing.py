@@ -452,6 +452,106 @@ class Functions(nn.Module):
         return x * self.gain + self.shift[0]
 
 
+class TwoWeights(nn.Module):
+    """Two layers in one module, whose weights have one shape."""
+
+    def __init__(self, *, names: tuple[str, str] = ("down", "up")) -> None:
+        super().__init__()
+        self.names = names
+        for name in names:
+            self.register_parameter(name, nn.Parameter(torch.zeros(6, 6)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = (getattr(self, name) for name in self.names)
+        return functional.linear(torch.relu(functional.linear(x, first)), second)
+
+
+@pytest.mark.parametrize("theta", [None, THETA])
+def test_a_module_with_two_weights_is_two_layers(theta: slicing.Theta | None) -> None:
+    network = whole_numbers(nn.Flatten(), nn.Linear(8, 6), TwoWeights(), nn.Linear(6, 3), seed=4)
+    plain = nn.Sequential(
+        *(nn.Flatten(), nn.Linear(8, 6), nn.Linear(6, 6, bias=False), nn.ReLU(), nn.Linear(6, 6, bias=False)),
+        nn.Linear(6, 3),
+    ).eval()
+    for layer, tensors in ((1, network[1].state_dict()), (5, network[3].state_dict())):
+        plain[layer].load_state_dict(tensors)
+    plain[2].weight.data, plain[4].weight.data = network[2].down.data, network[2].up.data
+    data, samples = (random_samples((2, 2, 2), count, np.random.default_rng(count)) for count in (8, 5))
+    found, wanted = (sliced(net, data, samples, theta=theta, absolute=True) for net in (network, plain))
+    assert list(found.synapses) == ["1", "2", "2.up", "3"]
+    for layers, others in ((found.synapses, wanted.synapses), (found.neurons, wanted.neurons)):
+        for one, other in zip(layers.values(), others.values(), strict=True):
+            np.testing.assert_array_equal(one.signed, other.signed)
+            np.testing.assert_array_equal(one.absolute, other.absolute)
+    assert all(layer.count for layer in found.synapses.values())
+
+
+def test_a_layer_called_input_is_not_the_input() -> None:
+    def named(name: str) -> nn.Module:
+        network = whole_numbers(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3), seed=2)
+        made = nn.Sequential()
+        for place, layer in enumerate(network):
+            made.add_module(name if place == 0 else str(place), layer)
+        return made.eval()
+
+    found, wanted = (sliced(named(name), images(8), images(3, seed=2)) for name in ("input", "first"))
+    assert list(found.neurons) == ["input", "input#2", *list(wanted.neurons)[2:]]
+    for layers, others in ((found.synapses, wanted.synapses), (found.neurons, wanted.neurons)):
+        for one, other in zip(layers.values(), others.values(), strict=True):
+            np.testing.assert_array_equal(one.signed, other.signed)
+    train = Seeds(np.random.default_rng(0).integers(0, 256, (40, 2, 6, 6), dtype=np.uint8), np.zeros(40, np.int64))
+    model = Model(named("input"), mean=0.5, std=0.25)
+    train = Seeds(train.images, model(train.images).argmax(1))
+    pytest.importorskip("sklearn")
+    detector = slicing.detector(model, slicing.profile(model, train), train, criterion="all")
+    assert detector.settings()["layer"] == "input"
+    assert len(detector.judge(train.images)) == 40
+
+
+def test_sums_beyond_int32_are_refused() -> None:
+    """Ties of overlapping pools multiply: seven of them make two million of one image."""
+    pools = nn.Sequential(*(nn.MaxPool2d(3, 1, 1) for _ in range(7)), nn.Flatten(), nn.Linear(25, 2, bias=False)).eval()
+    pools[-1].weight.data = torch.tensor([[1.0] * 25, [0.0] * 25])
+    profile = slicing.profile(pools, torch.zeros(1, 1, 5, 5))
+
+    def found(count: int) -> int:
+        ones = torch.ones(1, 1, 5, 5).expand(count, 1, 5, 5)
+        return int(slicing.slice(pools, profile, ones, criterion=0, batch=256).neurons["input"].absolute.max())
+
+    one = found(1)
+    most = (2**31 - 1) // one
+    assert found(most) == most * one
+    with pytest.raises(ValueError, match="may add up to more than 2,147,483,647 over the samples"):
+        found(most + 1)
+
+
+def test_a_profile_of_images_that_were_fed_otherwise_is_refused(tmp_path: Path) -> None:
+    network = small()
+    rows = np.random.default_rng(0).integers(0, 256, (4, 2, 6, 6), dtype=np.uint8)
+    model = Model(network, mean=0.5, std=(0.25, 0.5))
+    profile = slicing.profile(model, rows)
+    path = profile.save(tmp_path / "profile.safetensors")
+    for one in (profile, slicing.Profile.load(path)):
+        assert_equal(slicing.slice(model, one, rows), slicing.slice(model, profile, rows))
+        with pytest.raises(ValueError, match="profile must be of images fed as the model's are"):
+            slicing.slice(Model(network, mean=0.5, std=0.25), one, rows)
+        slicing.slice(Model(network, mean=0.1), one, images(4))  # the model's input already
+
+
+def test_a_file_without_all_of_it_is_named(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    for kind, load in (
+        ("profile", slicing.Profile.load),
+        ("slice", slicing.Slice.load),
+        ("class scores", slicing.ClassScores.load),
+        ("hidden weights", slicing.Hidden.load),
+    ):
+        save_file({"mean/a": np.zeros(2)}, tmp_path / "part.safetensors", {"compdx": f'"{kind}"', "version": "1"})
+        with pytest.raises(ValueError, match=rf"part.safetensors: not a whole {kind}"):
+            load(tmp_path / "part.safetensors")
+
+
 def test_functions_with_weights_and_layers_that_run_twice() -> None:
     whole_numbers(network := Functions())
     network.eval()

@@ -96,16 +96,17 @@ def test_scores_of_a_class_are_sums_over_its_images(theta: slicing.Theta | None)
         for label in range(3):
             rows = np.flatnonzero((labels == label) & (given == label))[:3]
             assert found.counts[label] == len(rows)
+            assert (label in found.classes) == bool(len(rows))
             if not len(rows):
-                assert not any(scores[label].any() for scores in found.absolute.values())
                 continue
+            row = found.classes.index(label)
             start = np.eye(3, dtype=np.int64)[given[rows]]
             _, synapses = contributions(steps, means(steps, data), x[rows], start, bounds)
             for scores, signed, want in zip(
                 found.absolute.values(), found.signed.values(), synapses.values(), strict=True
             ):
-                np.testing.assert_array_equal(scores[label], abs(want).sum(0))
-                np.testing.assert_array_equal(signed[label], want.sum(0))
+                np.testing.assert_array_equal(scores[row], abs(want).sum(0))
+                np.testing.assert_array_equal(signed[row], want.sum(0))
 
 
 def test_scores_of_a_subset_are_those_of_its_classes_together(tmp_path: Path) -> None:
@@ -239,6 +240,14 @@ def test_the_first_layer_is_left_out() -> None:
         torch.testing.assert_close(made.model(data), made.twin(data))
 
 
+def test_the_first_layer_is_that_of_the_network() -> None:
+    """Not the first of those that were pruned."""
+    network, data = Strided(), samples(20)
+    pruned = compress.prune(network, 0.6, scores=ranks(network), layers=["down", "head"])
+    made = slicing.compensate(pruned, slicing.profile(network, data))
+    assert list(made.record["settings"]["shifts"]) == ["down", "head"]
+
+
 def test_nothing_pruned_is_nothing_to_make_up_for() -> None:
     network, x = Strided(), samples(20)
     made = slicing.compensate(compress.prune(network, 1e-6, scores=ranks(network)), slicing.profile(network, x))
@@ -321,6 +330,14 @@ class Twice(nn.Module):  # type: ignore[misc]
         return nn.functional.linear(x, self.layer.weight, self.layer.bias)
 
 
+def copy_of(network: nn.Module) -> nn.Module:
+    """A network of the same shapes."""
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        other.head.bias += 1
+    return other
+
+
 def test_what_cannot_be_compensated() -> None:
     network, x = Strided(), samples(20)
     pruned = compress.prune(network, 0.6, scores=ranks(network))
@@ -332,8 +349,9 @@ def test_what_cannot_be_compensated() -> None:
         ((compress.half(network), profile), TypeError, "returns, got scheme 'half'"),
         ((pruned, None), ValueError, "profile must be a compdx.slicing.Profile with baseline='dataset', got NoneType"),
         ((pruned, classes), ValueError, "got one of classes"),
-        ((pruned, slicing.profile(pruned.model, x)), ValueError, "got one of the pruned network"),
-        ((pruned, slicing.profile(nn.Sequential(nn.Linear(7, 3)).eval(), x[:, 0, 0])), ValueError, "has no mean of"),
+        ((pruned, slicing.profile(pruned.model, x)), ValueError, "but is of other weights"),
+        ((pruned, slicing.profile(copy_of(network), x)), ValueError, "but is of other weights"),
+        ((pruned, slicing.profile(nn.Sequential(nn.Linear(7, 3)).eval(), x[:, 0, 0])), ValueError, "other weights"),
     ):
         with pytest.raises(kind, match=message):
             slicing.compensate(*arguments)  # type: ignore[arg-type]

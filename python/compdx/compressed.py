@@ -16,12 +16,13 @@ class Compressed:
         twin: The torch module in eval mode through which gradients flow and which can be trained further; ``model``
             itself where that can do both.
         record: What was done and what it saves, as JSON values: ``scheme``, ``settings``, ``parameters``, ``zeros``,
-            ``sparsity`` (0..1), ``bytes`` and ``original_bytes`` of the stored weights, and what a scheme adds.
+            ``sparsity`` (0..1), ``bytes`` and ``original_bytes`` of the stored weights, ``original_sha256`` of the
+            original's, and what a scheme adds.
         convert: From a twin, perhaps trained further, to a module under test in eval mode. It does not change the twin,
             and shares no memory with it. It holds what it needs of the compression, such as calibration batches, so a
             `Compressed` can be kept without the call that made it.
-        start: The state of the twin before its first training: the original's own weights, compressed. ``None`` where
-            the twin is that still.
+        start: The state of the twin before its first training: the original's own weights, compressed, or those that a
+            student was given with. ``None`` where the twin is that still.
     """
 
     model: Any

@@ -268,10 +268,10 @@ class Model:
             tensors = [*weights, *self._obj.buffers()]
             about["parameters"] = sum(tensor.numel() for tensor in weights)
             about["bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-            about["weights_sha256"] = _weights_sha256(self._obj)
+            about["weights_sha256"] = weights_sha256(self._obj)
             about["torch"] = str(sys.modules["torch"].__version__)
         if self._twin is not None and self._twin is not self._obj:
-            about["twin_sha256"] = _weights_sha256(self._twin)
+            about["twin_sha256"] = weights_sha256(self._twin)
         if self.compressed is not None:
             about["compression"] = self.compressed.record
         return about
@@ -575,7 +575,7 @@ def _tensors(module: Any) -> Iterator[Any]:
     yield from module.buffers()
 
 
-def _weights_sha256(module: Any) -> str | None:
+def weights_sha256(module: Any) -> str | None:
     """That of the module's state, and of the buffers that are no part of it."""
     state = module.state_dict()
     return tensors_sha256({**state, **{name: one for name, one in module.named_buffers() if name not in state}})

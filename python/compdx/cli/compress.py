@@ -192,6 +192,8 @@ def _pruned(
         found = slicing.class_scores(original.model(), means, train, classes=target)
         scores = found.of(target)
     pruned = ways.prune(original.network, amount, scores=scores, **options)
+    if scores is not None:
+        pruned.record["settings"]["scores"] = {"classes": target, **found.settings}
     return slicing.compensate(pruned, means) if compensate else pruned
 
 

@@ -78,6 +78,9 @@ def command(
         asked = models.seeds(seeds, limit)
         options: dict[str, Any] = {"layer": layer, "features": features, "classifier": classifier, "seed": seed}
         profile = None
+        if features != "slice" and (theta or criterion != "all" or baseline != "dataset"):
+            msg = "--theta, --criterion and --baseline are of slices; leave them out with --features activations"
+            raise ValueError(msg)
         if features == "slice":
             options |= {"criterion": criterion, "theta": slicing.Theta() if theta else None}
             profile = slicing.profile(judged, train, baseline=cast("Kind", baseline))

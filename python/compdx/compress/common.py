@@ -7,7 +7,7 @@ import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from compdx.model import Inputs, Model, import_optional
+from compdx.model import Inputs, Model, import_optional, weights_sha256
 from compdx.seeds import Seeds
 from compdx.training import Listener, Loss, Recipe, fit, set_mode
 
@@ -122,6 +122,7 @@ def figures(scheme: str, settings: dict[str, Any], original: Any, weights: Itera
         "bytes": size,
         "original_parameters": sum(tensor.numel() for tensor in original.parameters()),
         "original_bytes": stored(original),
+        "original_sha256": weights_sha256(original),
     }
 
 

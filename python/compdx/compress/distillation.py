@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compdx.compress.common import NEEDS, check_module, check_training, copied, figures, finetune, stored
-from compdx.compressed import Compressed
+from compdx.compressed import Compressed, state_of
 from compdx.model import Inputs, import_optional
 from compdx.seeds import Seeds
 from compdx.training import Listener, Recipe, predict, set_mode
@@ -85,11 +85,12 @@ def distill(
         return value
 
     labels = predict(teacher, train.images, inputs).argmax(1) if train.labels is None else train.labels
+    start = state_of(network)
     trained = finetune(network, train, recipe, inputs=inputs, seed=seed, listen=listen, labels=labels, loss=loss)
     settings = {"temperature": temperature, "alpha": share, "recipe": recipe.settings(), "seed": seed}
     record = figures("distill", settings, model, network.parameters(), stored(network))
     record["trained"] = trained
-    return Compressed(model=network, twin=network, record=record, convert=_copy)
+    return Compressed(model=network, twin=network, record=record, convert=_copy, start=start)
 
 
 def _copy(twin: Any) -> Any:

@@ -104,9 +104,10 @@ def finetune(
         label_weight: Weight of the first term, the cross-entropy with the labels. 0, with ``consistency``, trains
             towards the original's scores alone.
         restart: Start from where the compressed model's training once started, the original's own weights under the
-            same compression, which undoes what that training has taken it away from the original. The start itself is
-            then a candidate for what is returned, as epoch 0. It needs a `Compressed`. With ``label_weight=0``,
-            ``consistency=1`` and ``picture_limit=0`` fresh searches find less afterwards; see docs/methods.md.
+            same compression (of a student, its own first weights), which undoes what that training has taken it away
+            from the original. The start itself is then a candidate for what is returned, as epoch 0. It needs a
+            `Compressed`. With ``label_weight=0``, ``consistency=1`` and ``picture_limit=0`` fresh searches find less
+            afterwards; see docs/methods.md.
         train_limit: Most training images, drawn by ``seed``.
         picture_limit: Most pictures: effective ones first, the rest drawn by ``seed``; 0: none, training
             images alone.

@@ -27,15 +27,15 @@ def compensate(pruned: Compressed, profile: Profile, *, first: bool = False) -> 
     Args:
         pruned: What `compress.prune` returned. It is not changed.
         profile: Means of the original over a data set.
-        first: Also the layer that comes first, which the published code leaves out.
+        first: Also the network's first layer, which the published code leaves out.
 
     Returns:
         A `Compressed` with these constants, a float32 for every output neuron of those layers; see `compress.shifted`.
 
     Raises:
         ModuleNotFoundError: torch is missing.
-        TypeError, ValueError: An argument is of the wrong kind; the profile is of another network, of classes, or of
-            the pruned network; a layer runs more than once, or cannot be found in the trace.
+        TypeError, ValueError: An argument is of the wrong kind; the profile is of another network, the pruned one
+            among them, or of classes; a layer runs more than once, or cannot be found in the trace.
 
     Runs on the device of the model. Nothing is random. Code of Zhang et al., ESEC/FSE 2020; docs/methods.md.
     """
@@ -47,13 +47,13 @@ def compensate(pruned: Compressed, profile: Profile, *, first: bool = False) -> 
         what = "one of classes" if isinstance(profile, Profile) else type(profile).__name__
         msg = f"profile must be a compdx.slicing.Profile with baseline='dataset', got {what}"
         raise ValueError(msg)
-    subject = Subject(pruned.model)
-    if pruned.record["pruned_sparsity"] and profile.weights == subject.weights:
-        msg = "profile must be of the original, got one of the pruned network, which has nothing to make up for"
+    if profile.weights != pruned.record.get("original_sha256", profile.weights):
+        msg = "profile must be of the original of the pruned network as it was pruned, but is of other weights"
         raise ValueError(msg)
-    layers = pruned.record["settings"]["layers"]
-    order = [name for name in subject.trace.layers if name in layers]
-    operations = [_operation(subject, name) for name in (order if first else order[1:])]
+    subject = Subject(pruned.model)
+    every = list(subject.trace.layers)
+    chosen = [name for name in (every if first else every[1:]) if name in pruned.record["settings"]["layers"]]
+    operations = [_operation(subject, name) for name in chosen]
     return shifted(
         pruned, {o.layer: _constant(subject.trace.module.get_submodule(o.layer), profile, o) for o in operations}
     )

@@ -160,6 +160,6 @@ class Slice:
             }
             return Layers({name: Contributions(**cast("dict[str, Any]", parts)) for name, parts in found.items()})
 
-        return cls(
-            neurons=layers("neurons"), synapses=layers("synapses"), labels=arrays["labels"], settings=about["settings"]
-        )
+        with files.complete(path, "slice"):
+            neurons, synapses = layers("neurons"), layers("synapses")
+            return cls(neurons=neurons, synapses=synapses, labels=arrays["labels"], settings=about["settings"])

@@ -20,6 +20,10 @@ from compdx.slicing.tracing import Call, Trace
 
 NEEDS = "slicing"
 Bent = Literal["pass", "sign"]
+Sums = tuple[Any, Any, int]
+"""Contributions summed over a batch, signed and absolute, and the largest of the latter."""
+LARGEST = 2**31 - 1
+"""Of the sums of a slice, which are int32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,17 @@ class Tally:
         self.absolute = torch.zeros_like(self.signed) if absolute else None
         self.samples: list[Any] | None = [] if samples else None
 
+        self._most = 0
+
+    def grow(self, most: int, name: str) -> None:
+        """No magnitude grows by more than this now; ``ValueError`` where one may leave int32."""
+        self._most += most
+        if self._most > LARGEST and self.absolute is not None:  # not all have grown at the same place
+            self._most = most + int(self.absolute.max())
+        if self._most > LARGEST:
+            msg = f"contributions of {name!r} may add up to more than {LARGEST:,} over the samples; slice fewer"
+            raise ValueError(msg)
+
     @property
     def alone(self) -> bool:
         """Whether every sample has to be looked at by itself."""
@@ -86,24 +101,26 @@ class Ledger:
         self._signs: dict[str, Any] = {}
         self._absolute, self._neurons, self._synapses = absolute, neurons, synapses
 
-    def add_neurons(self, name: str, c: Any, sums: tuple[Any, Any]) -> None:
+    def add_neurons(self, name: str, c: Any, sums: Sums) -> None:
         """Add the contributions of one value, ``[B, ...]``, of which ``sums`` are those over the batch."""
         torch = import_optional("torch", NEEDS)
         if name not in self.neurons:
             shape = tuple(c.shape[1:])
             self.neurons[name] = Tally(shape, c.device, absolute=True, samples=name in self._neurons)
         tally = self.neurons[name]
+        tally.grow(sums[2], name)
         tally.signed += sums[0]
         tally.absolute += sums[1]
         if tally.samples is not None:
             tally.samples.append(c.to(torch.int32).cpu())
 
-    def of_layer(self, layer: Call) -> Tally:
-        """The tally of a layer's synapses."""
+    def of_layer(self, layer: Call, uses: int) -> Tally:
+        """The tally of a layer's synapses, each of which is used so often now."""
         name, weight = layer.operation.layer, layer.arguments["weight"]
         if name not in self.synapses:
             samples = name in self._synapses
             self.synapses[name] = Tally(tuple(weight.shape), weight.device, absolute=self._absolute, samples=samples)
+        self.synapses[name].grow(uses, name)
         return self.synapses[name]
 
     def signs(self, layer: Call) -> Any:
@@ -214,7 +231,7 @@ class Batch:
 
         if layer is None:
             return _whole(gradients(slice(None), (True, False))[0]).mul_(x)
-        tally = self._ledger.of_layer(layer)
+        tally = self._ledger.of_layer(layer, g.shape[0] * g.shape[2] * g.shape[3])
         step = 1 if tally.alone else max(1, (EXACT - 1) // (g.shape[2] * g.shape[3]))
         if step >= len(x):
             back, found, _ = gradients(slice(None), (True, True))
@@ -230,7 +247,7 @@ class Batch:
         positions = g[0].numel() // g.shape[-1]
         _check_exact(layer, g.shape[-1], positions)
         signs, x = self._ledger.signs(layer), x.float()
-        tally = self._ledger.of_layer(layer)
+        tally = self._ledger.of_layer(layer, len(g) * positions)
         step = 1 if tally.alone else max(1, (EXACT - 1) // positions)
         for first in range(0, len(x), step):
             rows = slice(first, first + step)
@@ -243,7 +260,7 @@ class Batch:
         inputs = torch.zeros(x.shape, dtype=torch.int32, device=x.device)
         sums = {"inputs": inputs}
         if layer is not None:
-            tally = self._ledger.of_layer(layer)
+            tally = self._ledger.of_layer(layer, g.shape[0] * g.shape[2] * g.shape[3])
             sums["signed"] = tally.signed.view(weight.shape)
             if tally.absolute is not None:
                 sums["absolute"] = tally.absolute.view(weight.shape)
@@ -268,7 +285,7 @@ def propagate(trace: Trace, calls: list[Call], start: Any, batch: Batch, ledger:
     Contributions from several consumers add. A neuron whose sum is 0 passes nothing on: its sign is 0.
     """
     found = {trace.output: start}
-    sums: dict[int, tuple[Any, tuple[Any, Any]]] = {}
+    sums: dict[int, tuple[Any, Sums]] = {}
     for call in reversed(calls[-len(trace.operations) :]):
         name = call.operation.name
         c = found.pop(name, None)
@@ -323,17 +340,19 @@ def _together(first: Any, second: Any, name: str) -> Any:
     return both
 
 
-def _summed(c: Any, known: dict[int, tuple[Any, tuple[Any, Any]]]) -> tuple[Any, Any]:
-    """Sums over a batch, signed and absolute, int32; taken once for a tensor that passes several operations."""
+def _summed(c: Any, known: dict[int, tuple[Any, Sums]]) -> Sums:
+    """Sums over a batch; taken once for a tensor that passes several operations."""
     torch = import_optional("torch", NEEDS)
     if id(c) in known:
         return known[id(c)][1]
     absolute = c.abs().sum(0)
-    if c.numel() and float(absolute.max()) < EXACT:  # then no partial sum was rounded
-        sums = (c.sum(0).to(torch.int32), absolute.to(torch.int32))
+    most = float(absolute.max()) if c.numel() else 0.0
+    if most < EXACT:  # then no partial sum was rounded
+        sums = (c.sum(0).to(torch.int32), absolute.to(torch.int32), int(most))
     else:
-        whole = c.to(torch.int32)
-        sums = (whole.sum(0, dtype=torch.int32), whole.abs().sum(0, dtype=torch.int32))
+        whole = c.to(torch.int64)
+        magnitudes = whole.abs().sum(0)
+        sums = (whole.sum(0), magnitudes, int(magnitudes.max()))
     known.clear()  # a tensor that went by is gone, and its number may be another's
     known[id(c)] = (c, sums)
     return sums

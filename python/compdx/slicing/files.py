@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,16 @@ def write(path: str | os.PathLike[str], kind: str, arrays: dict[str, npt.NDArray
     temporary.write_bytes(numpy.save({key: np.ascontiguousarray(array) for key, array in arrays.items()}, metadata))
     temporary.replace(path)
     return path
+
+
+@contextmanager
+def complete(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
+    """What is missing in a file inside becomes a ``ValueError`` that names the file."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError) as error:
+        msg = f"{path}: not a whole {kind}: {error!r}"
+        raise ValueError(msg) from error
 
 
 def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:

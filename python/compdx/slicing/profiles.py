@@ -33,6 +33,8 @@ class Profile:
         counts: int64 ``[]`` or ``[K]``: how many images the means are of.
         images: How many were looked at.
         weights: SHA-256 of the model's weights; slices of others are refused.
+        inputs: The model's preprocessing, where images were given: slices of images by another are refused. None where
+            the data were the model's input already.
     """
 
     baseline: Kind
@@ -40,6 +42,7 @@ class Profile:
     counts: npt.NDArray[np.int64]
     images: int
     weights: str | None
+    inputs: dict[str, Any] | None = None
     _bounds: dict[str, dict[str, tuple[Any, Any]]] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
@@ -48,7 +51,8 @@ class Profile:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the profile to a ``.safetensors`` file and return its path."""
-        about = {"baseline": self.baseline, "images": self.images, "weights": self.weights}
+        names = ("baseline", "images", "weights", "inputs")
+        about = {name: getattr(self, name) for name in names}
         return files.write(
             path, "profile", {**{f"mean/{k}": v for k, v in self.means.items()}, "counts": self.counts}, about
         )
@@ -57,8 +61,9 @@ class Profile:
     def load(cls, path: str | os.PathLike[str]) -> Profile:
         """Read what `save` wrote; see `files.read` for the errors."""
         arrays, about = files.read(path, "profile")
-        counts = arrays.pop("counts")
-        return cls(means={key.removeprefix("mean/"): array for key, array in arrays.items()}, counts=counts, **about)
+        with files.complete(path, "profile"):
+            counts, means = arrays.pop("counts"), {key.removeprefix("mean/"): array for key, array in arrays.items()}
+            return cls(means=means, counts=counts, **about)
 
     def bounds(self, name: str, device: str) -> tuple[Any, Any]:
         """The largest float32 numbers not above the means, and the smallest not below; kept for later calls.
@@ -202,7 +207,14 @@ def profile(model: Any, data: Any, *, baseline: Kind = "dataset", labels: Any = 
         if not np.isfinite(mean[counts > 0] if counts.ndim else mean).all():
             msg = f"the mean of value {name!r} of model {subject.model.name!r} is not finite"
             raise ValueError(msg)
-    return Profile(baseline=baseline, means=means, counts=counts, images=len(rows), weights=subject.weights)
+    return Profile(
+        baseline=baseline,
+        means=means,
+        counts=counts,
+        images=len(rows),
+        weights=subject.weights,
+        inputs=subject.preprocessing(rows),
+    )
 
 
 def labels_given(data: Any, labels: Any, count: int, what: str) -> npt.NDArray[np.int64]:

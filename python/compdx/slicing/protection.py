@@ -43,10 +43,12 @@ class Hidden:
 
     Attributes:
         places: By layer, int64 ``[n]``: flat indices into its weight, ascending.
+        shapes: By layer, of that weight.
         values: By layer, ``[n]``: the weights.
     """
 
     places: dict[str, npt.NDArray[np.int64]]
+    shapes: dict[str, tuple[int, ...]]
     values: dict[str, npt.NDArray[Any]]
 
     def __len__(self) -> int:
@@ -62,8 +64,8 @@ class Hidden:
         choose(whole, list(self.places))
         for name, places in self.places.items():
             weight = whole.get_submodule(name).weight
-            if len(places) and places[-1] >= weight.numel():
-                msg = f"network must be the public one, but its layer {name!r} has only {weight.numel()} weights"
+            if tuple(weight.shape) != self.shapes[name]:
+                msg = f"network must be the public one, but its layer {name!r} has weights {list(weight.shape)}"
                 raise ValueError(msg)
             with torch.no_grad():
                 flat = weight.detach().cpu().reshape(-1).clone()
@@ -75,14 +77,16 @@ class Hidden:
         """Write the hidden weights to a ``.safetensors`` file and return its path."""
         arrays: dict[str, npt.NDArray[Any]] = {f"places/{name}": array for name, array in self.places.items()}
         arrays |= {f"values/{name}": array for name, array in self.values.items()}
-        return files.write(path, "hidden weights", arrays, {"order": list(self.places)})
+        return files.write(path, "hidden weights", arrays, {"shapes": self.shapes})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Hidden:
         """Read what `save` wrote; see `files.read` for the errors."""
         arrays, about = files.read(path, "hidden weights")
-        places, values = ({name: arrays[f"{kind}/{name}"] for name in about["order"]} for kind in ("places", "values"))
-        return cls(places=places, values=values)
+        with files.complete(path, "hidden weights"):
+            shapes = {name: tuple(shape) for name, shape in about["shapes"].items()}
+            places, values = ({name: arrays[f"{kind}/{name}"] for name in shapes} for kind in ("places", "values"))
+            return cls(places=places, shapes=shapes, values=values)
 
 
 def protect(model: Any, scores: Slice | Mapping[str, Any], share: float = 0.5) -> tuple[Any, Hidden]:
@@ -109,18 +113,21 @@ def protect(model: Any, scores: Slice | Mapping[str, Any], share: float = 0.5) -
         raise ValueError(msg)
     public, torch = copied(model), import_optional("torch", NEEDS)
     ranks = by_layer(scores)
-    places, values = {}, {}
+    places, shapes, values = {}, {}, {}
     for name in choose(public, list(ranks)):
         weight = public.get_submodule(name).weight
         array = np.asarray(ranks[name])
         # Whole numbers stay exact as long as they have a sign to change.
         negative = -array.astype(np.int64 if array.dtype.kind in "iu" else np.float64)
         gone = (lowest(name, weight, negative, share) == 0).cpu().numpy()
-        places[name] = np.flatnonzero(gone)
+        if weight.dtype != torch.float32:
+            msg = f"layer {name!r} must have float32 weights to be hidden, got {weight.dtype}"
+            raise ValueError(msg)
+        places[name], shapes[name] = np.flatnonzero(gone), tuple(weight.shape)
         values[name] = weight.detach().cpu().numpy()[gone]
         with torch.no_grad():
             weight[torch.from_numpy(gone).to(weight.device)] = 0
-    return public, Hidden(places=places, values=values)
+    return public, Hidden(places=places, shapes=shapes, values=values)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,9 +135,10 @@ class Recovery:
     """What an attacker reached by training a public network.
 
     Attributes:
-        network: As the last epoch left it.
+        network: As the training left it.
         right: int64 ``[epochs + 1, K]``: test images of each class that were labelled rightly, first by the public
-            network as it is and then after every epoch.
+            network as it is and then after every epoch; where the recipe averages weights, one row more for the
+            average, which is the network then.
         counts: int64 ``[K]``: test images of each class.
         record: Of the training, as JSON values.
     """
@@ -141,7 +149,7 @@ class Recovery:
     record: dict[str, Any]
 
     def accuracies(self, classes: Iterable[int] | None = None) -> npt.NDArray[np.float64]:
-        """Accuracy (0..1) on the test images of some classes, or of all, float64 ``[epochs + 1]``."""
+        """Accuracy (0..1) on the test images of some classes, or of all, float64, a row of ``right`` each."""
         chosen = list(range(len(self.counts))) if classes is None else check_classes(classes, len(self.counts))
         found: npt.NDArray[np.float64] = self.right[:, chosen].sum(1) / self.counts[chosen].sum()
         return found
@@ -204,6 +212,8 @@ def recover(
 
     measure()
     trained = finetune(network, Seeds(images, answers), recipe, inputs=inputs, seed=seed, listen=after)
+    if recipe.average:
+        measure()
     return Recovery(
         network=network,
         right=np.stack(right),

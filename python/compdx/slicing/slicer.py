@@ -88,7 +88,7 @@ def slice(
     within("batch", batch, 1, 1 << 20)
     subject = Subject(model)
     rows = subject.check(inputs, "inputs")
-    _check_profile(subject, profile)
+    _check_profile(subject, profile, rows)
     if classes is not None:
         if profile.baseline != "class":
             msg = "classes needs a profile with baseline='class', got one of the whole data set"
@@ -130,8 +130,12 @@ def slice(
     )
 
 
-def _check_profile(subject: Subject, profile: Profile) -> None:
-    """Raise ``ValueError`` for the profile of another model."""
+def _check_profile(subject: Subject, profile: Profile, rows: Any) -> None:
+    """Raise ``ValueError`` for the profile of another model, or of images that were fed otherwise."""
+    fed = subject.preprocessing(rows)
+    if None not in (fed, profile.inputs) and fed != profile.inputs:
+        msg = f"profile must be of images fed as the model's are, {fed}, but is of images fed as {profile.inputs}"
+        raise ValueError(msg)
     missing = sorted(subject.trace.compared - profile.means.keys())
     if missing:
         msg = f"profile must be of model {subject.model.name!r}, but has no mean of its value {missing[0]!r}"

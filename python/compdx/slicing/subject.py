@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -57,6 +58,14 @@ class Subject:
             msg = f"{argument} must be [N, C, H, W] images or [N, ...] inputs, at least one, got {tuple(rows.shape)}"
             raise ValueError(msg)
         return rows
+
+    def preprocessing(self, rows: Any) -> dict[str, Any] | None:
+        """What is done to images, as JSON values; None for what is the model's input already."""
+        if str(rows.dtype).removeprefix("torch.") != "uint8":
+            return None
+        steps = {name: getattr(self.model.inputs, name) for name in ("mean", "std", "bounds")}
+        found: dict[str, Any] = json.loads(json.dumps(steps))  # tuples as the lists that a file gives back
+        return found
 
     def feed(self, rows: Any) -> Any:
         """The module's input for images, uint8 ``[N, C, H, W]``, or for what is the model's input already, float32."""

@@ -31,20 +31,27 @@ class ClassScores:
     """Sums of the contributions of synapses over images of each class, by layer.
 
     Attributes:
-        absolute: int64 ``[K, ...]``, a row of the shape of the weight for every class: sums of |CONTRIB| of the images.
+        absolute: int32 ``[C, ...]``, a row of the shape of the weight for every class that was sliced, in their order:
+            sums of |CONTRIB| of the images.
         signed: The same of CONTRIB.
-        counts: int64 ``[K]``: how many images the sums are of.
+        counts: int64 ``[K]``: how many images the sums are of; 0 for a class that was not sliced.
         settings: How they were made, as JSON values.
     """
 
-    absolute: dict[str, Longs]
-    signed: dict[str, Longs]
+    absolute: dict[str, npt.NDArray[np.int32]]
+    signed: dict[str, npt.NDArray[np.int32]]
     counts: Longs
     settings: dict[str, Any]
 
     def __repr__(self) -> str:
         size = sum(scores[0].size for scores in self.absolute.values())
-        return f"<ClassScores of {size:,} synapses for {len(self.counts)} classes: {int(self.counts.sum()):,} images>"
+        return f"<ClassScores of {size:,} synapses for {len(self.classes)} classes: {int(self.counts.sum()):,} images>"
+
+    @property
+    def classes(self) -> list[int]:
+        """Those that were sliced."""
+        found: list[int] = np.flatnonzero(self.counts).tolist()
+        return found
 
     def of(self, classes: Iterable[int], aggregate: Aggregate = "absolute") -> dict[str, Longs]:
         """The scores of a set of classes, by layer: sums over the classes; of ``"signed"`` ones the magnitude.
@@ -60,8 +67,9 @@ class ClassScores:
         if without:
             msg = f"classes must have images that were sliced, but class {without[0]} has none"
             raise ValueError(msg)
+        rows = np.searchsorted(self.classes, chosen)
         scores = self.absolute if aggregate == "absolute" else self.signed
-        return {name: abs(array[chosen].sum(0)) for name, array in scores.items()}
+        return {name: abs(array[rows].sum(0, dtype=np.int64)) for name, array in scores.items()}
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the scores to a ``.safetensors`` file and return its path."""
@@ -73,10 +81,11 @@ class ClassScores:
     def load(cls, path: str | os.PathLike[str]) -> ClassScores:
         """Read what `save` wrote; see `files.read` for the errors."""
         arrays, about = files.read(path, "class scores")
-        absolute, signed = (
-            {name: arrays[f"{kind}/{name}"] for name in about["order"]} for kind in ("absolute", "signed")
-        )
-        return cls(absolute=absolute, signed=signed, counts=arrays["counts"], settings=about["settings"])
+        with files.complete(path, "class scores"):
+            absolute, signed = (
+                {name: arrays[f"{kind}/{name}"] for name in about["order"]} for kind in ("absolute", "signed")
+            )
+            return cls(absolute=absolute, signed=signed, counts=arrays["counts"], settings=about["settings"])
 
 
 def class_scores(
@@ -99,7 +108,7 @@ def class_scores(
         profile: Its baseline.
         data: `Seeds`, images uint8 ``[N, C, H, W]``, or float32 ``[N, ...]`` that is the model's input already.
         labels: int ``[N]``, -1 for unknown; default those of the seeds.
-        classes: Those to look at; ``None`` for all. Others have no images and zeros.
+        classes: Those to look at; ``None`` for all.
         per_class: The first so many correctly classified images of a class are sliced.
         theta: Which inputs of a neuron count; default as in the paper. ``None`` for all takes a tenth of the time, but
             then nothing knows how large a weight is, and its scores are no good to prune by.
@@ -119,8 +128,8 @@ def class_scores(
     right = _classified(subject, rows, wanted, batch)
     chosen = range(right.shape[1]) if classes is None else check_classes(classes, right.shape[1])
     counts = np.zeros(right.shape[1], np.int64)
-    sums: dict[str, dict[str, Longs]] = {"absolute": {}, "signed": {}}
-    for label in chosen:
+    sums: dict[str, dict[str, npt.NDArray[np.int32]]] = {"absolute": {}, "signed": {}}
+    for row, label in enumerate(chosen):
         own = np.flatnonzero(right[:, label])[:per_class]
         counts[label] = len(own)
         if not len(own):
@@ -129,9 +138,9 @@ def class_scores(
         found = slice(subject.model, profile, rows[own], criterion=label, theta=theta, absolute=True, batch=batch)
         for name, layer in found.synapses.items():
             for kind, scores in sums.items():
-                empty = np.zeros((len(counts), *layer.signed.shape), np.int64)
-                scores.setdefault(name, empty)[label] = layer.of("absolute" if kind == "absolute" else "signed")
-    settings = {**found.settings, "per_class": per_class}
+                empty = np.zeros((len(chosen), *layer.signed.shape), np.int32)
+                scores.setdefault(name, empty)[row] = layer.of("absolute" if kind == "absolute" else "signed")
+    settings = {**found.settings, "per_class": per_class, "profiled": profile.images}
     return ClassScores(absolute=sums["absolute"], signed=sums["signed"], counts=counts, settings=settings)
 
 

@@ -142,7 +142,8 @@ class Trace:
         self._graph, self._constants = traced(module, name)
         self.operations: list[Operation] = []
         self._values: dict[Any, str] = {}
-        self._names: dict[str, int] = {}
+        self._names: dict[str, int] = {INPUT: 1}
+        self._weights: dict[str, str] = {}
         # What nobody takes decides nothing, such as the guards of an exported graph; but it may overwrite something.
         for node in reversed(list(self._graph.nodes)):
             if not node.users and node.op.startswith("call_") and not self._in_place(node, "activation"):
@@ -234,8 +235,12 @@ class Trace:
         kind = (MODULE_KINDS if node.op == "call_module" else FUNCTION_KINDS).get(called or "")
         if called is None or kind is None:
             raise self._unsupported(node, f"has no rule{_HINTS.get(called or '', '')}")
-        layer = self._layer(node)
         arguments = self._arguments(node, kind)
+        layer = self._layer(node)
+        if "weight" in RULES[kind].arguments:
+            # A module with two weights is two layers, the second by the name of its weight.
+            weight = f"{layer}.weight" if node.op == "call_module" else path_of(arguments["weight"], self._values)
+            layer = layer if weight == self._weights.setdefault(layer, weight) else weight
         # What one tensor is scaled or shifted by is a constant, whose difference to its mean is zero.
         operands = {name: arguments[name] for name in ("input", "other", "tensors") if name in arguments}
         neurons = [source for source in nodes(operands) if source in self._values]
@@ -425,10 +430,15 @@ def traced(module: Any, name: str) -> tuple[Any, dict[str, Any]]:
 
 
 def owner_of(node: Any, values: Mapping[Any, str]) -> str:
-    """The path of the module that has the parameter at the bottom of a node, on the way of its first arguments."""
+    """The path of the module that has the parameter at the bottom of a node; "" for the outermost, or none."""
+    return path_of(node, values).rpartition(".")[0]
+
+
+def path_of(node: Any, values: Mapping[Any, str]) -> str:
+    """The path of the parameter at the bottom of a node, on the way of its first arguments; "" where there is none."""
     while node not in values:
         if node.op == "get_attr":
-            return str(node.target).rpartition(".")[0]
+            return str(node.target)
         if not node.all_input_nodes:
             break
         node = node.all_input_nodes[0]

@@ -81,7 +81,7 @@ class Reader:
         torch = import_optional("torch", NEEDS)
         with torch.no_grad(), Numerics().held():
             returned, calls = subject.trace.run(subject.feed(rows[:1]), lambda *_: None)
-        (call,) = (call for call in calls if call.operation.name == self.layer)
+        (call,) = (call for call in calls if call.operation.layer == self.layer and "weight" in call.arguments)
         return subject.scores(returned).shape[1], call.arguments["weight"].numel()
 
     def _activations(self, subject: Subject, rows: Any) -> Iterator[Labelled]:
@@ -107,7 +107,7 @@ def chosen_layer(subject: Subject, name: str | None, *, synapses: bool) -> str:
     """
     layers = subject.trace.layers
     if name is None:
-        convolutions = [o.layer for o in subject.trace.operations if o.kind == "convolution"]
+        convolutions = [o.layer if synapses else o.name for o in subject.trace.operations if o.kind == "convolution"]
         if not convolutions:
             msg = f"model {subject.model.name!r} has no convolution; give layer=, one of {', '.join(map(repr, layers))}"
             raise ValueError(msg)
