@@ -576,6 +576,8 @@ def test_a_distilled_student_agrees_with_its_teacher(network: Any, data: tuple[S
     assert_unchanged(student, before)
     assert student.training
     assert made.twin is made.model
+    assert made.start is not None
+    assert all(torch.equal(made.start[name], tensor) for name, tensor in student.state_dict().items())
     assert accuracy(made.model, held_out, INPUTS) > 0.85
     assert made.record["settings"]["alpha"] == 1.0
     assert made.record["original_parameters"] == 42_038
