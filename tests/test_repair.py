@@ -622,6 +622,8 @@ def test_errors_name_what_is_wrong(pair: Pair, findings: Any, train: Seeds, netw
     other = Model(network, mean=0.4, std=0.5)
     with pytest.raises(ValueError, match="consistency needs models that want the same input"):
         finetune((other, pair.compressed), consistency=1.0)
+    with pytest.raises(ValueError, match=r"recipe\.average must be 0"):
+        finetune(recipe=replace(QUICK, average=1))
     with pytest.raises(TypeError, match="restart needs a model made of a Compressed"):
         finetune((pair.original, Model(network, **INPUTS)), restart=True)
     none = findings.pictures.select(findings.pictures.invalid)

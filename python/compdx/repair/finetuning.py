@@ -93,7 +93,8 @@ def finetune(
             ``train``, which is then not trained on.
         unseen: Seeds of a fresh search before and after, for the report.
         test: Labelled images for the accuracies of the report, plain and under FGSM.
-        recipe: How to train. The default is the paper's recipe with 10 epochs in place of its 50.
+        recipe: How to train. The default is the paper's recipe with 10 epochs in place of its 50. Its
+            ``average`` must be 0.
         method: Of the fresh search; default that of ``findings``, with its budget.
         patience: End after so many epochs without a better accuracy on ``holdout``.
         tolerance: How far below the best accuracy on ``holdout``, 0..1, the last epoch may be that is returned. 0 is
@@ -128,6 +129,9 @@ def finetune(
     if not isinstance(recipe, Recipe):
         msg = f"recipe must be a compdx.training.Recipe, got {type(recipe).__name__}"
         raise TypeError(msg)
+    if recipe.average:
+        msg = f"recipe.average must be 0, as the best epoch is returned, got {recipe.average}"
+        raise ValueError(msg)
     tell = _listener(progress, recipe.epochs)
     _check_numbers(patience, tolerance, consistency, temperature, label_weight, train_limit, picture_limit)
     ops.checks.check_flag("restart", restart)

@@ -74,7 +74,6 @@ class Tally:
         self.signed = torch.zeros(shape, dtype=torch.int32, device=device)
         self.absolute = torch.zeros_like(self.signed) if absolute else None
         self.samples: list[Any] | None = [] if samples else None
-
         self._most = 0
 
     def grow(self, most: int, name: str) -> None:
