@@ -32,7 +32,7 @@ SECTIONS: dict[str, tuple[Callable[[Row, str], Part], tuple[str, ...], tuple[str
     "memory": (speed.memory, ("memory",), ("",)),
     "slicing": (speed.slicing, ("slicing",), ("", "-cuda")),
     "explain": (studies.explain, ("explain",), ("",)),
-    "detection": (studies.detection, ("detection",), ("",)),
+    "detection": (studies.detection, ("detection", "detection-whole"), ("",)),
     "targeted": (studies.targeted, ("targeted",), ("",)),
     "protection": (studies.protection, ("protection",), ("",)),
     "environments": (studies.environments, ("environments",), ("",)),

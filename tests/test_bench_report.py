@@ -253,6 +253,14 @@ def test_detectors_and_what_is_given_away(place: tuple[Path, Path]) -> None:
     write(results, "detection", {**payload, "goal": {"mean_recall": 0.5, "attacks": 1}})
     assert report(page, results).returncode == 0
     assert "at least 1 attacks; met." in page.read_text()
+    row = {"synapses": 1234, "clean_flagged": part(0.0), "seconds": 1.0}
+    attack = {"recall": part(0.04), "truth_given_away": part(1.0)}
+    settings = {"images": 10, "train": 2000}
+    write(results, "detection-whole", {"settings": settings, "detectors": {"class": {**row, "PGD_8": attack}}})
+    assert report(page, results).returncode == 0
+    text = page.read_text()
+    assert "| slices of all layers | clean images flagged (95 %) | PGD_8, recall | PGD_8 from the true class |" in text
+    assert "| class, 1,234 synapses | 0.0% (0.0%–10.0%) | 4.0% (2.0%–14.0%) | 100.0% (50.0%–110.0%) |" in text
 
 
 def test_pruning_and_protection_of_classes(place: tuple[Path, Path]) -> None:

@@ -36,6 +36,8 @@ def explain(record: Row, suffix: str) -> Part:  # noqa: ARG001
 
 
 def detection(record: Row, suffix: str) -> Part:  # noqa: ARG001
+    if record["bench"] == "detection-whole":
+        return whole_slices(record)
     part, settings, goal = Part(), record["settings"], record["goal"]
     known = {name: row for name, row in record["detectors"].items() if "mean_recall" in row}
     best = max(row["mean_recall"] for row in known.values())
@@ -95,6 +97,28 @@ def detection(record: Row, suffix: str) -> Part:  # noqa: ARG001
                 *(share(row["attacks"].get(name, {}).get("recall", {}).get("value")) for row in known.values()),
             ]
             for name, found in record["attacks"].items()
+        ),
+    )
+    return part
+
+
+def whole_slices(record: Row) -> Part:
+    part, settings = Part(), record["settings"]
+    names = [name for row in record["detectors"].values() for name in row if isinstance(row[name], dict)]
+    names = [name for name in dict.fromkeys(names) if name != "clean_flagged"]
+    part.table(
+        f"Trees over all layers' synapses, {settings['train']:,} training images, {settings['images']} clean ones",
+        (
+            *("slices of all layers", "clean images flagged (95 %)"),
+            *(f"{name}{what}" for name in names for what in (", recall", " from the true class")),
+        ),
+        (
+            [
+                f"{name}, {row['synapses']:,} synapses",
+                interval(row["clean_flagged"]),
+                *(interval(row[one][what]) for one in names for what in ("recall", "truth_given_away")),
+            ]
+            for name, row in record["detectors"].items()
         ),
     )
     return part
