@@ -223,41 +223,47 @@ def softmax(model: Model, rows: np.ndarray) -> np.ndarray:
     return torch.softmax(scores.double(), 1).amax(1).numpy()
 
 
+def vectors_of_all(
+    model: Model, profile: slicing.Profile, theta: slicing.Theta | None, rows: np.ndarray, truth: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Contributions of the synapses of all layers, clipped to int8, one row an image, and the labels of the model.
+
+    With ``truth`` slices start there, and means of classes are those of it.
+    """
+    parts, labels = [], []
+    for first in range(0, len(rows), 64):
+        part = slice(first, first + 64)
+        given: dict[str, Any] = {} if truth is None else {"criterion": truth[part]}
+        if given and profile.baseline == "class":
+            given["classes"] = truth[part]
+        sliced = slicing.slice(model, profile, rows[part], theta=theta, synapse_samples="all", **given)
+        samples = [np.asarray(layer.samples).reshape(len(sliced), -1) for layer in sliced.synapses.values()]
+        parts.append(np.concatenate(samples, 1).clip(-128, 127).astype(np.int8))
+        labels.append(sliced.labels)
+    return np.concatenate(parts), np.concatenate(labels)
+
+
 def whole(model: Model, train: Seeds, clean: Seeds) -> dict[str, Any]:
     """Trees over the synapses of all layers: as the text of the paper has it, and as its code computes slices."""
+    adversarials = {
+        name: np.ascontiguousarray(run(model, clean.images, clean.labels, epsilon=8).inputs)
+        for name, run in (("FGSM_8", attacks.fgsm), ("PGD_8", attacks.pgd))
+    }
     found: dict[str, Any] = {}
     for name, baseline, theta in (
         ("dataset baseline", "dataset", None),
         ("class baseline, theta", "class", slicing.Theta()),
     ):
         start = time.perf_counter()
-        profile = slicing.profile(model, train, baseline=cast("Any", baseline))
-
-        def vectors(
-            rows: np.ndarray, truth: np.ndarray | None = None, profile: Any = profile, theta: Any = theta
-        ) -> tuple[np.ndarray, np.ndarray]:
-            """One for each image, int8 where contributions are clipped, and the labels of the model."""
-            parts, labels = [], []
-            for first in range(0, len(rows), 64):
-                part = slice(first, first + 64)
-                given = {} if truth is None else {"criterion": truth[part]}
-                if given and profile.baseline == "class":
-                    given["classes"] = truth[part]
-                sliced = slicing.slice(model, profile, rows[part], theta=theta, synapse_samples="all", **given)
-                samples = [np.asarray(layer.samples).reshape(len(sliced), -1) for layer in sliced.synapses.values()]
-                parts.append(np.concatenate(samples, 1).clip(-128, 127).astype(np.int8))
-                labels.append(sliced.labels)
-            return np.concatenate(parts), np.concatenate(labels)
-
-        learnt, labels = vectors(train.images)
+        how = model, slicing.profile(model, train, baseline=cast("Any", baseline)), theta
+        learnt, labels = vectors_of_all(*how, train.images)
         right = labels == train.labels
         tree = DecisionTreeClassifier(random_state=0).fit(learnt[right], labels[right])
-        known, labels = vectors(clean.images)
+        known, labels = vectors_of_all(*how, clean.images)
         row: dict[str, Any] = {"synapses": known.shape[1], "clean_flagged": share(tree.predict(known) != labels)}
-        for attack, run in (("FGSM_8", attacks.fgsm), ("PGD_8", attacks.pgd)):
-            inputs = np.ascontiguousarray(run(model, clean.images, clean.labels, epsilon=8).inputs)
-            asked, labels = vectors(inputs)
-            told, _ = vectors(inputs, clean.labels)
+        for attack, inputs in adversarials.items():
+            asked, labels = vectors_of_all(*how, inputs)
+            told, _ = vectors_of_all(*how, inputs, clean.labels)
             wrong = labels != clean.labels
             row[attack] = {
                 "recall": share((tree.predict(asked) != labels)[wrong]),
